@@ -1,0 +1,25 @@
+"""Generate from autoregressive models in parallel: fixed-point passes over triangular systems.
+
+A *system* is what to solve, x_l = f_l(x_<l); a *schedule* is which positions each pass evaluates; `solve` does it.
+"""
+
+from parallel_decode.correction import Correction as Correction
+from parallel_decode.schedules import GaussSeidelJacobi as GaussSeidelJacobi
+from parallel_decode.schedules import Jacobi as Jacobi
+from parallel_decode.schedules import JacobiGaussSeidel as JacobiGaussSeidel
+from parallel_decode.schedules import Schedule as Schedule
+from parallel_decode.schedules import Selective as Selective
+from parallel_decode.schedules import Sequential as Sequential
+from parallel_decode.schedules import Sliding as Sliding
+from parallel_decode.solution import LayerStats as LayerStats
+from parallel_decode.solution import Solution as Solution
+from parallel_decode.solution import SolveError as SolveError
+from parallel_decode.solution import Status as Status
+from parallel_decode.solver import Pass as Pass
+from parallel_decode.solver import solve as solve
+from parallel_decode.system import LayeredSystem as LayeredSystem
+from parallel_decode.system import TriangularSystem as TriangularSystem
+from parallel_decode.system import Window as Window
+from parallel_decode.system import from_function as from_function
+
+__version__ = "0.1.0"

@@ -1,0 +1,32 @@
+"""Causal corrections: what a fixed-point pass may add without losing its finite end (theorem 5)."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor
+
+from parallel_decode.system import Window
+
+
+class Correction(ABC):
+    """x_new[l] = f_l(x_old) + g_l(x_new[<l]) - g_l(x_old[<l]) with a causal g.
+
+    g = 0 is Jacobi; g = f linearised is Newton (DEER, arXiv 2309.12252), its diagonal quasi-DEER, the identity Picard.
+    Where nothing before l moved the correction is zero, so the front still moves by one at every pass.
+    A correction is a frozen set of options; what it remembers between passes is the `memory` that the loop hands on.
+    """
+
+    @abstractmethod
+    def correct(self, x: Tensor, fx: Tensor, window: Window, memory: Any) -> tuple[Tensor, Any]:
+        """The corrected values of one pass.
+
+        Args:
+            x: the iterate x_old, shape (B, L, *E). Not to be written to.
+            fx: f(x) at the window's positions, shape (B, W, *E). Where a position of a row is final, fx equals x.
+            window: the window of this pass. Positions outside it do not move.
+            memory: what the last call returned; None on the first pass of a layer.
+
+        Returns:
+            The new values at the window's positions, shape (B, W, *E), and the memory for the next pass. The added term
+            has to be exactly zero at a position before which nothing moved.
+        """

@@ -1,0 +1,143 @@
+"""What the solver solves: triangular systems x_l = f_l(x_<l), and chains of them.
+
+Shapes: B batch rows, L positions, W positions of a window, *E the event (what one position holds; () for a token).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Window(NamedTuple):
+    """The positions that one pass evaluates.
+
+    Attributes:
+        positions: what to evaluate, in rising order. Its step is 1 but for Jacobi-Gauss-Seidel.
+        changed: from here on the iterate may differ from what the system last read. What a system keeps for earlier positions
+            (a key-value cache) is good; it has to read again all from here to the last of `positions`. 0 on the first pass.
+    """
+
+    positions: range
+    changed: int
+
+    @property
+    def at(self) -> slice:
+        """The positions as an index into dimension 1."""
+        return slice(self.positions.start, self.positions.stop, self.positions.step)
+
+    @classmethod
+    def full(cls, length: int) -> "Window":
+        """Every position, with nothing known from before."""
+        return cls(range(length), 0)
+
+
+class TriangularSystem(ABC):
+    """A system x_l = f_l(x_<l), l = 0..L-1, for every row of a batch: position l depends on earlier positions alone.
+
+    `parallel_decode.testing.check_system` tries whether an implementation keeps its promises.
+
+    Attributes:
+        lipschitz: optional constants C, shape (L, L), strictly lower triangular, with
+            |f_l(x) - f_l(y)| <= sum_m C[l, m] |x_m - y_m| in the maximum norm of the event.
+            With them `solve(..., verify=True)` turns residuals into error bounds.
+    """
+
+    lipschitz: Tensor | None = None
+
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """L, the number of positions."""
+
+    @abstractmethod
+    def initial(self) -> Tensor:
+        """The first guess, shape (B, L, *E), the same at every call. It sets the batch, dtype and device."""
+
+    @abstractmethod
+    def evaluate(self, x: Tensor, window: Window) -> Tensor:
+        """f at the window's positions.
+
+        Args:
+            x: the iterate, shape (B, L, *E). Not to be written to.
+            window: which positions, and what changed since the last call.
+
+        Returns:
+            f(x)[:, window.at], shape (B, W, *E), with the dtype of x. Row b may depend on row b of x alone, and
+            position l on positions before l alone: nothing at or after the window's last position is read, whatever
+            it holds.
+        """
+
+
+class LayeredSystem(ABC):
+    """A chain of triangular systems, each built from the solution of the one before (the blocks of a flow)."""
+
+    @property
+    @abstractmethod
+    def depth(self) -> int:
+        """The number of layers."""
+
+    @abstractmethod
+    def layer(self, index: int, value: Tensor | None) -> TriangularSystem:
+        """The system of one layer, in the order of solving.
+
+        Args:
+            index: 0..depth-1.
+            value: the solution of the layer before, shape (B, L, *E); None for the first.
+        """
+
+    @abstractmethod
+    def output(self, value: Tensor) -> Tensor:
+        """What `Solution.value` is to hold, from the solution of the last layer."""
+
+
+class _Function(TriangularSystem):
+    def __init__(self, f: Callable[[Tensor], Tensor], initial: Tensor, lipschitz: Tensor | None) -> None:
+        self._f, self._initial, self.lipschitz = f, initial, lipschitz
+
+    @property
+    def length(self) -> int:
+        return self._initial.shape[1]
+
+    def initial(self) -> Tensor:
+        return self._initial
+
+    def evaluate(self, x: Tensor, window: Window) -> Tensor:
+        x = x.clone()
+        x[:, window.positions[-1] :] = 0  # not needed, and 0 * inf inside f would spoil what is
+        value = self._f(x)
+        if value.shape != x.shape:
+            raise ValueError(
+                f"f returned shape {tuple(value.shape)} for x of shape {tuple(x.shape)}: it has to keep it"
+            )
+        return value[:, window.at]
+
+
+def from_function(
+    f: Callable[[Tensor], Tensor], initial: Tensor, *, lipschitz: Tensor | None = None
+) -> TriangularSystem:
+    """A system from any full-length causal map.
+
+    Args:
+        f: takes x of shape (B, L, *E) and returns the same shape and dtype; its output at position l depends on
+            x before l alone (and on the same row).
+        initial: the first guess, shape (B, L, *E), floating or integer.
+        lipschitz: see `TriangularSystem`.
+
+    Raises:
+        ValueError: `initial` has fewer than two dimensions.
+
+    Example:
+        >>> import torch, parallel_decode as pd
+        >>> def f(x):  # x_l = 1 + x_{l-1} / 2
+        ...     return 1 + torch.nn.functional.pad(x, (1, -1)) / 2
+        >>> system = pd.from_function(f, torch.zeros(1, 5, dtype=torch.float64))
+        >>> pd.solve(system).value
+        tensor([[1.0000, 1.5000, 1.7500, 1.8750, 1.9375]], dtype=torch.float64)
+    """
+    if initial.dim() < 2:
+        raise ValueError(
+            f"initial has shape {tuple(initial.shape)}, expected (batch, length, *event): add the missing dimension"
+        )
+    return _Function(f, initial, lipschitz)
