@@ -272,7 +272,7 @@ class _Loop:
         ]
         residual = bound = None
         if verify:
-            again = self.system.evaluate(x, Window.full(x.shape[1]))
+            again = self.system.evaluate(x, Window.full(self.length)) if self.length else x
             residual = _event_max(_difference(again, x))
             if self.system.lipschitz is not None:
                 constants = self.system.lipschitz.to(residual)
@@ -369,4 +369,8 @@ def _bar(progress: bool, name: str, length: int) -> Iterator[Callable[[int], Non
     except ImportError:
         raise ImportError("progress=True shows a tqdm bar: pip install tqdm") from None
     with tqdm(total=length, desc=name, unit="position") as bar:
-        yield lambda front: bar.update(front - bar.n) and None
+
+        def show(front: int) -> None:
+            bar.update(front - bar.n)
+
+        yield show

@@ -1,0 +1,115 @@
+"""Random triangular systems, and the truth about them: plain sequential substitution, without the library.
+
+Their arithmetic is the same at every call (full-length products in float64, where an absent dependency is a factor 0), so equality can
+be asked for bit by bit.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+import parallel_decode as pd
+
+SCHEDULES = (
+    pd.Sequential(),
+    pd.Jacobi(),
+    pd.Jacobi(freeze=False),
+    pd.GaussSeidelJacobi(1),
+    pd.GaussSeidelJacobi(5),
+    pd.JacobiGaussSeidel(1),
+    pd.JacobiGaussSeidel(3),
+    pd.Sliding(1),
+    pd.Sliding(4),
+    pd.Sliding(1000),
+)
+KINDS = ("linear", "tanh", "event", "integer", "sparse", "badly scaled")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A system f with a first guess; `weights` (B, L, L) say how strongly l depends on m."""
+
+    kind: str
+    f: Callable[[Tensor], Tensor]
+    guess: Tensor
+    weights: Tensor
+
+    def system(self) -> pd.TriangularSystem:
+        return pd.from_function(self.f, self.guess)
+
+    @property
+    def length(self) -> int:
+        return self.guess.shape[1]
+
+    def truth(self) -> Tensor:
+        """x_l = f_l(x_<l), one position after the other, from zeros; NaN after a row's first non-finite position."""
+        x = torch.zeros_like(self.guess)
+        for position in range(self.length):
+            x[:, position] = self.f(x)[:, position]
+        if x.is_floating_point():
+            bad = ~x.isfinite().flatten(2).all(2) if x.dim() > 2 else ~x.isfinite()
+            x[bad.long().cumsum(1) - bad.long() > 0] = torch.nan
+        return x
+
+    def depth(self, start: int = 0, stop: int | None = None) -> int:
+        """The number of links of the longest chain of dependencies within start..stop, over the rows."""
+        stop = self.length if stop is None else stop
+        links = torch.zeros(self.length, dtype=torch.long)
+        for position in range(start, stop):
+            before = (self.weights[:, position, start:position] != 0).any(0).nonzero()[:, 0] + start
+            links[position] = 1 + int(links[before].max()) if len(before) else 0
+        return int(links[start:stop].max())
+
+
+def problem(kind: str, batch: int, length: int, seed: int) -> Problem:
+    """A random problem; the rows of a batch differ in how hard they are."""
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=g, dtype=torch.float64)
+
+    hardness = torch.rand(batch, 1, 1, generator=g, dtype=torch.float64) * 1.5
+    weights = normal(batch, length, length).tril(-1) * hardness
+    if kind == "sparse":
+        weights = weights * (torch.rand(weights.shape, generator=g) < 1.5 / length)
+    constant, guess = normal(batch, length), normal(batch, length)
+    if kind == "integer":
+        factors = (weights * 5).long()
+        offset = torch.randint(0, 50, (batch, length), generator=g)
+
+        def integer(x: Tensor) -> Tensor:
+            return (torch.einsum("blm,bm->bl", factors, x) + offset) % 11
+
+        return Problem(kind, integer, torch.randint(0, 11, (batch, length), generator=g), factors)
+    if kind == "event":
+        mix, shift = normal(3, 3), normal(batch, length, 3)
+
+        def event(x: Tensor) -> Tensor:
+            return shift + torch.sin((weights[..., None] * (x @ mix)[:, None]).sum(2))
+
+        return Problem(kind, event, normal(batch, length, 3), weights)
+    if kind == "badly scaled":
+        weights = weights * 10 ** (torch.rand(weights.shape, generator=g, dtype=torch.float64) * 12 - 8)
+    squash = torch.tanh if kind in ("tanh", "sparse") else lambda y: y
+    if kind == "overflowing":
+        weights, squash = weights * 30, torch.sinh
+
+    def f(x: Tensor) -> Tensor:
+        return constant + squash((weights * x[:, None]).sum(2))
+
+    return Problem(kind, f, guess, weights)
+
+
+def problems(*kinds: str, max_length: int = 16) -> st.SearchStrategy[Problem]:
+    """Problems of these kinds, of every small size."""
+    return st.builds(
+        problem, st.sampled_from(kinds), st.integers(1, 4), st.integers(1, max_length), st.integers(0, 2**31 - 1)
+    )
+
+
+def with_guess(problem: Problem, value: float) -> Problem:
+    """The same problem, guessed to be `value` everywhere."""
+    return replace(problem, guess=torch.full_like(problem.guess, value))

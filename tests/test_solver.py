@@ -1,0 +1,368 @@
+"""`solve`: statuses, records, options, guesses, non-finite values, layers, and what bad input is told."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import parallel_decode as pd
+from tests.systems import SCHEDULES, Problem, problem, problems, with_guess
+from tests.test_theorems import every_schedule, theorem
+
+
+def shift(x: Tensor) -> Tensor:
+    return torch.nn.functional.pad(x, (1, -1))
+
+
+def halves(batch: int = 2, length: int = 40, dtype: torch.dtype = torch.float64) -> pd.TriangularSystem:
+    """x_l = 1 + x_{l-1} / 2, whose solution is 2 - 2^-l: error and residual halve with every pass."""
+    return pd.from_function(lambda x: 1 + shift(x) / 2, torch.zeros(batch, length, dtype=dtype))
+
+
+# tolerance, status, records
+
+
+def test_the_default_tolerance_is_the_root_of_the_machine_epsilon() -> None:
+    for dtype in (torch.float32, torch.float64):
+        tol = math.sqrt(torch.finfo(dtype).eps)
+        default, given_tol = pd.solve(halves(dtype=dtype)), pd.solve(halves(dtype=dtype), tol=tol)
+        assert torch.equal(default.value, given_tol.value) and default.passes == given_tol.passes < 40
+        assert set(default.status) == {pd.Status.WITHIN_TOLERANCE}
+
+
+def test_tolerance_is_absolute_plus_relative_in_the_maximum_norm() -> None:
+    scale = torch.tensor([1.0, 1e6], dtype=torch.float64)  # one event: its small entry rides on its large one
+
+    def f(x: Tensor) -> Tensor:
+        return scale * (1 + torch.nn.functional.pad(x / scale, (0, 0, 1, -1)) / 2)
+
+    system = pd.from_function(f, torch.zeros(1, 60, 2, dtype=torch.float64))
+    layer = pd.solve(system, tol=1e-6, verify=True).layers[0]
+    assert layer.residual is not None
+    assert 1e-3 < layer.residual.max() <= 1e-6 * (1 + 2e6)
+
+
+@pytest.mark.parametrize("tol", [1e-2, 1e-4, 1e-8])
+@pytest.mark.parametrize(
+    "schedule", [pd.Jacobi(), pd.GaussSeidelJacobi(8), pd.Sliding(7), pd.JacobiGaussSeidel(3)], ids=repr
+)
+def test_the_deviation_follows_the_tolerance(schedule: pd.Schedule, tol: float) -> None:
+    exact = pd.solve(halves(), "sequential").value
+    loose = pd.solve(halves(), schedule, tol=tol)
+    assert (loose.value - exact).abs().max() <= 6 * tol  # (I - C)^-1 has row sums below 2, the scale is at most 3
+    assert loose.passes <= pd.solve(halves(), schedule, tol=0).passes
+
+
+def test_rows_settle_on_their_own() -> None:
+    rate = torch.tensor([[0.0], [0.3], [0.9]], dtype=torch.float64)
+    system = pd.from_function(lambda x: 1 + rate * shift(x), torch.zeros(3, 60, dtype=torch.float64))
+    fronts = pd.solve(system, tol=1e-6).layers[0].fronts
+    finished = (fronts < 60).sum(0)
+    assert finished[0] < finished[1] < finished[2]
+
+
+def test_records_of_a_layer() -> None:
+    (layer,) = pd.solve(halves(), pd.Sliding(8), tol=0).layers
+    assert layer.fronts.shape == layer.residuals.shape == (layer.passes, 2)
+    assert layer.fronts[-1].tolist() == [40, 40]
+    assert layer.positions == sum(min(8, 40 - front) for front in [0, *layer.fronts[:-1, 0].tolist()])
+    assert layer.seconds > 0 and layer.schedule == pd.Sliding(8)
+    assert layer.residuals[:-1].isfinite().all()  # the last pass has a single position
+    (sequential,) = pd.solve(halves(), "sequential").layers
+    assert sequential.fronts[:, 0].tolist() == list(range(1, 41)) and sequential.residuals.isnan().all()
+    assert sequential.positions == 40
+
+
+def test_the_pass_limit_is_told_for_the_rows_that_met_it() -> None:
+    rate = torch.tensor([[0.0], [0.9]], dtype=torch.float64)
+    system = pd.from_function(lambda x: 1 + rate * shift(x), torch.zeros(2, 60, dtype=torch.float64))
+    solution = pd.solve(system, tol=0, max_passes=10)
+    assert solution.status == (pd.Status.EXACT, pd.Status.PASS_LIMIT) and solution.passes == 10
+    with pytest.raises(pd.SolveError, match=r"rows 1: pass limit: .*raise it"):
+        solution.raise_for_status()
+    assert pd.solve(system).raise_for_status().passes > 10
+
+
+def test_verify_measures_the_residual_of_the_value() -> None:
+    loose = pd.solve(halves(), tol=1e-3, verify=True).layers[0]
+    exact = pd.solve(halves(), tol=0, verify=True).layers[0]
+    assert loose.residual is not None and 0 < loose.residual.max() <= 3e-3 and loose.bound is None
+    assert exact.residual is not None and exact.residual.max() == 0
+
+
+def test_callback_and_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[pd.Pass] = []
+    solution = pd.solve(halves(), pd.Sliding(8), tol=0, callback=seen.append, progress=True)
+    assert [p.number for p in seen] == list(range(1, solution.passes + 1))
+    assert torch.equal(torch.stack([p.front for p in seen]), solution.layers[0].fronts)
+    assert "40/40" in capsys.readouterr().err
+
+
+# guesses
+
+
+@every_schedule
+def test_a_guess_changes_the_passes_and_not_the_answer(schedule: pd.Schedule) -> None:
+    tanh = problem("tanh", 3, 12, 1)
+    truth = tanh.truth()
+    solved = pd.solve(tanh.system(), schedule, tol=0, initial=truth)
+    assert torch.equal(solved.value, truth)
+    if isinstance(schedule, pd.Jacobi):
+        assert solved.passes == 1
+    kept = tanh.guess.clone()
+    pd.solve(tanh.system(), schedule)
+    assert torch.equal(tanh.guess, kept), "the caller's tensor was written to"
+
+
+def test_start_zeros() -> None:
+    system = with_guess(problem("linear", 1, 5, 0), 7.0).system()
+    seen: list[Tensor] = []
+    pd.solve(system, pd.Jacobi(start="zeros"), max_passes=1, callback=lambda p: seen.append(p.x.clone()))
+    expected = system.evaluate(torch.zeros(1, 5, dtype=torch.float64), pd.Window.full(5))
+    assert torch.equal(seen[0], expected)
+
+
+# non-finite values
+
+
+@every_schedule
+@theorem
+@given(problem=problems("overflowing"))
+def test_overflow_ends_as_in_sequential_decoding(problem: Problem, schedule: pd.Schedule) -> None:
+    if not schedule.freezes:  # UJD to the letter does not guard against it
+        schedule = pd.Jacobi()
+    truth = problem.truth()
+    solution = pd.solve(problem.system(), schedule, tol=0)
+    assert torch.equal(solution.value.nan_to_num(3.0), truth.nan_to_num(3.0))
+    for status, row in zip(solution.status, truth, strict=True):
+        assert status is (pd.Status.EXACT if row.isfinite().all() else pd.Status.NON_FINITE)
+    assert solution.passes <= problem.length
+
+
+@every_schedule
+@theorem
+@given(problem=problems("tanh"), seed=st.integers(0, 1000))
+def test_infinity_inside_the_tail_does_not_reach_the_front(problem: Problem, seed: int, schedule: pd.Schedule) -> None:
+    """0 * inf is NaN: a masked product over a tail that overflows spoils every position, though the solution is finite."""
+    if not schedule.freezes:
+        schedule = pd.Jacobi()
+
+    def f(x: Tensor) -> Tensor:  # on the solution |x| <= 5: only a guess beyond it overflows
+        return problem.f(torch.where(x.abs() > 8, torch.exp(x.abs() * 100), x)).clamp(-5, 5)
+
+    guess = torch.full_like(problem.guess, 50.0)
+    guess[0] = torch.nan
+    system = pd.from_function(f, guess)
+    truth = Problem("", f, guess, problem.weights).truth()
+    solution = pd.solve(system, schedule, tol=0)
+    assert torch.equal(solution.value, truth) and set(solution.status) == {pd.Status.EXACT}
+
+
+@every_schedule
+def test_a_lost_row_leaves_the_others_alone(schedule: pd.Schedule) -> None:
+    def f(x: Tensor) -> Tensor:
+        y = 1 + shift(x) / 2
+        y[1, 5] = torch.inf
+        return y
+
+    clean = pd.solve(halves(3), schedule, tol=0)
+    solution = pd.solve(pd.from_function(f, torch.zeros(3, 40, dtype=torch.float64)), schedule, tol=0)
+    assert solution.status == (pd.Status.EXACT, pd.Status.NON_FINITE, pd.Status.EXACT)
+    assert torch.equal(solution.value[::2], clean.value[::2])
+    assert solution.value[1, 5] == torch.inf and solution.value[1, 6:].isnan().all()
+    assert torch.equal(solution.value[1, :5], clean.value[1, :5])
+    assert schedule == pd.Jacobi(freeze=False) or solution.passes <= clean.passes + 1
+    with pytest.raises(pd.SolveError, match="rows 1: non-finite"):
+        solution.raise_for_status()
+
+
+# layers
+
+
+class Chain(pd.LayeredSystem):
+    """Three layers x_l = z_l + tanh(x_{l-1}), each over the reversed solution of the one before."""
+
+    def __init__(self, z: Tensor) -> None:
+        self.z = z
+
+    @property
+    def depth(self) -> int:
+        return 3
+
+    def layer(self, index: int, value: Tensor | None) -> pd.TriangularSystem:
+        z = self.z if value is None else value.flip(1)
+        return pd.from_function(lambda x: z + torch.tanh(shift(x)), z)
+
+    def output(self, value: Tensor) -> Tensor:
+        return value * 2
+
+
+def chain() -> Chain:
+    return Chain(torch.randn(2, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+
+
+@every_schedule
+def test_a_chain_of_layers(schedule: pd.Schedule) -> None:
+    x = chain().z
+    for index in range(3):
+        z, x = x if index == 0 else x.flip(1), torch.zeros_like(x)
+        for position in range(20):
+            x[:, position] = (z + torch.tanh(shift(x)))[:, position]
+    solution = pd.solve(chain(), schedule, tol=0)
+    assert torch.equal(solution.value, 2 * x)
+    assert len(solution.layers) == 3 and solution.passes == sum(layer.passes for layer in solution.layers)
+
+
+def test_selective_gives_each_layer_its_schedule() -> None:
+    solution = pd.solve(chain(), "selective")
+    assert [layer.schedule for layer in solution.layers] == [pd.Sequential(), pd.Jacobi(), pd.Jacobi()]
+    assert solution.layers[0].passes == 20 > solution.layers[1].passes
+    (layer,) = pd.solve(halves(), "selective").layers
+    assert layer.schedule == pd.Jacobi()
+
+
+def test_selective_sejd_is_the_paper_to_the_letter() -> None:
+    """tau = 0.5 over the whole batch, from zeros, nothing frozen."""
+    solution = pd.solve(chain(), pd.Selective.sejd())
+    x = chain().z.clone()
+    for index in range(3):
+        z = x if index == 0 else x.flip(1)
+        x, passes = torch.zeros_like(z), 0
+        while True:
+            new, passes = z + torch.tanh(shift(x)), passes + 1
+            change, x = (new - x).abs().max(), new
+            if (index > 0 and change <= 0.5) or passes == 20:
+                break
+        assert solution.layers[index].passes == passes
+    assert torch.equal(solution.value, 2 * x)
+
+
+def test_a_status_is_the_worst_of_the_layers_and_a_pass_limit_holds_for_each() -> None:
+    solution = pd.solve(chain(), pd.Selective(("sequential", pd.Jacobi(tol=1e-3), "sequential")))
+    assert set(solution.status) == {pd.Status.WITHIN_TOLERANCE}
+    limited = pd.solve(chain(), "jacobi", max_passes=2)
+    assert [layer.passes for layer in limited.layers] == [2, 2, 2] and set(limited.status) == {pd.Status.PASS_LIMIT}
+
+
+def test_a_guess_for_each_layer() -> None:
+    values: list[Tensor] = []
+    pd.solve(chain(), "jacobi", tol=0, callback=lambda p: values.append(p.x.clone()) if p.front.min() == 20 else None)
+    again = pd.solve(chain(), "jacobi", tol=0, initial=[values[0], None, values[2]])
+    assert again.layers[0].passes == again.layers[2].passes == 1 < again.layers[1].passes
+
+
+def test_empty_systems() -> None:
+    assert pd.solve(pd.from_function(lambda x: x, torch.zeros(0, 4))).value.shape == (0, 4)
+    assert pd.solve(pd.from_function(lambda x: x, torch.zeros(2, 0)), verify=True).status == (pd.Status.EXACT,) * 2
+
+
+# bad input
+
+
+class Returns(pd.TriangularSystem):
+    """A system that returns something else than it should."""
+
+    length = 4
+
+    def __init__(self, guess: Tensor, value: Tensor) -> None:
+        self.guess, self.value = guess, value
+
+    def initial(self) -> Tensor:
+        return self.guess
+
+    def evaluate(self, x: Tensor, window: pd.Window) -> Tensor:
+        return self.value
+
+
+class FromTheEnd(pd.Schedule):
+    """A schedule that leaves the front out."""
+
+    def window(self, front: int, length: int) -> range:
+        return range(length - 1, length)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"schedule": "jacoby"}, ValueError, "schedule is 'jacoby', expected one of 'sequential'"),
+        ({"schedule": pd.Jacobi}, TypeError, r"expected a schedule or a name: call it, Jacobi\(...\)"),
+        ({"schedule": 3}, TypeError, "schedule is 3, expected a schedule or a name"),
+        ({"schedule": FromTheEnd()}, ValueError, r"chose range\(39, 40\) with the front at 0 of 40"),
+        ({"tol": -1.0}, ValueError, "tol is -1.0, expected a finite number >= 0"),
+        ({"tol": math.nan}, ValueError, "tol is nan, expected"),
+        ({"tol": "small"}, TypeError, "tol is 'small', expected a number or None"),
+        ({"max_passes": 0}, ValueError, "max_passes is 0, expected None or a whole number >= 1"),
+        (
+            {"initial": torch.zeros(2, 3)},
+            ValueError,
+            r"initial is torch.float32 of shape \(2, 3\), expected torch.float64",
+        ),
+        ({"initial": [None]}, TypeError, "initial is a list, expected a tensor"),
+        ({"max_iters": 3}, TypeError, "max_iters"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        pd.solve(halves(), **options)
+
+
+@pytest.mark.parametrize(
+    ("system", "options", "error", "message"),
+    [
+        (lambda x: x, {}, TypeError, "system is a function, expected .* try pd.from_function"),
+        (pd.from_function(lambda x: x[:, 1:], torch.zeros(1, 4)), {}, ValueError, r"f returned shape \(1, 3\)"),
+        (Returns(torch.zeros(1, 4), torch.zeros(1, 3)), {}, ValueError, r"evaluate returned torch.float32 of shape \(1, 3\)"),
+        (Returns(torch.zeros(1, 4), torch.zeros(1, 4, dtype=torch.long)), {}, ValueError, "evaluate returned torch.int64"),
+        (Returns(torch.zeros(1, 5), torch.zeros(1, 5)), {}, ValueError, r"initial guess has shape \(1, 5\), expected \(batch, 4"),
+        (Returns(torch.zeros(1, 4, dtype=torch.cfloat), torch.zeros(1, 4)), {}, TypeError, "expected floating or integer"),
+        (problem("integer", 1, 4, 0).system(), {"tol": 1e-3}, ValueError, "tol is 0.001 for torch.int64 values"),
+        (chain(), {"initial": torch.zeros(2, 20)}, ValueError, "a tensor or None for each of the 3 layers"),
+        (chain(), {"schedule": pd.Selective(("jacobi",) * 4)}, ValueError, "4 schedules were given for 3 layers: leave out 1"),
+    ],
+)  # fmt: skip
+def test_bad_systems(system: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        pd.solve(system, **options)
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: pd.Sliding(0), ValueError, "width is 0, expected at least 1"),
+        (lambda: pd.Sliding(2.5), TypeError, "width is 2.5, expected a whole number"),  # type: ignore[arg-type]
+        (lambda: pd.GaussSeidelJacobi(-1), ValueError, "block is -1"),
+        (lambda: pd.JacobiGaussSeidel(True), TypeError, "block is True"),
+        (lambda: pd.Jacobi(start="ones"), ValueError, "start is 'ones', expected 'system' or 'zeros'"),  # type: ignore[arg-type]
+        (lambda: pd.Jacobi(tol=-1), ValueError, "tol is -1"),
+        (lambda: pd.Selective(()), ValueError, "expected a sequence of one schedule or more"),
+        (lambda: pd.Selective(("selective",)), ValueError, "cannot hold another"),
+        (lambda: pd.from_function(lambda x: x, torch.zeros(3)), ValueError, r"initial has shape \(3,\), expected \(batch, length"),
+    ],
+)  # fmt: skip
+def test_bad_schedules_and_systems_are_refused_when_made(build: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        build()
+
+
+def test_corrections_need_floats() -> None:
+    from tests.test_theorems import RandomCorrection
+
+    with pytest.raises(TypeError, match="corrections need floats"):
+        pd.solve(problem("integer", 1, 4, 0).system(), pd.Jacobi(correction=RandomCorrection(0)))
+
+
+def test_names_stand_for_schedules_with_their_defaults() -> None:
+    names = {
+        "sequential": "gauss-seidel",
+        "jacobi": "jacobi",
+        "gs-jacobi": "gs-jacobi",
+        "jacobi-gs": "jacobi-gs",
+        "sliding": "sliding",
+    }
+    for name, alias in names.items():
+        (one,), (other,) = pd.solve(halves(), name).layers, pd.solve(halves(), alias).layers
+        assert one.schedule == other.schedule and type(one.schedule) in {type(schedule) for schedule in SCHEDULES}

@@ -1,0 +1,302 @@
+"""The TarFlow adapter against its plain definition, its contract, and Apple's checkpoint format."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import parallel_decode as pd
+from parallel_decode.adapters.tarflow import TarFlow
+from parallel_decode.testing import check_system
+from tests.systems import SCHEDULES
+
+GUIDANCE: list[dict[str, Any]] = [
+    {},
+    {"guidance": 1.3},
+    {"guidance": 0.7, "guide_what": "b", "annealed_guidance": True, "attn_temp": 1.5},
+]
+
+
+def flow(nvp: bool = True, num_classes: int = 0, **options: Any) -> TarFlow:
+    """A small flow whose weights are random enough to make every position depend on those before."""
+    torch.manual_seed(0)
+    made = TarFlow(1, 8, 2, 64, 3, 2, nvp=nvp, num_classes=num_classes, **options)
+    for name, p in made.named_parameters():
+        torch.nn.init.normal_(p, std=0.03 if "proj_out" in name else 0.15)
+    made.var.uniform_(0.5, 2)
+    return made.double()
+
+
+def noise(batch: int = 3) -> Tensor:
+    return torch.randn(batch, 16, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def labels(num_classes: int) -> Tensor | None:
+    return torch.tensor([0, -1, 2]) if num_classes else None
+
+
+def transformer(weights: dict[str, Tensor], block: int, x: Tensor, y: Tensor | None, flip: bool, temp: float) -> Tensor:
+    """The transformer of one block by its definition, for x (B, L, D) in the block's order; no cache, explicit softmax."""
+    w = {
+        name.removeprefix(f"blocks.{block}."): value
+        for name, value in weights.items()
+        if name.startswith(f"blocks.{block}.")
+    }
+
+    def linear(name: str, h: Tensor) -> Tensor:
+        return h @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    def norm(name: str, h: Tensor) -> Tensor:
+        centred = h - h.mean(-1, keepdim=True)
+        return (
+            centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * w[f"{name}.weight"] + w[f"{name}.bias"]
+        )
+
+    pos = w["pos_embed"].flip(0) if flip else w["pos_embed"]
+    h = linear("proj_in", x) + pos
+    if "class_embed" in w:
+        mean = w["class_embed"].mean(0)
+        h = h + (
+            mean if y is None else torch.stack([mean if label < 0 else w["class_embed"][label] for label in y.tolist()])
+        )
+    later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+    for j in range(2):
+        name = f"attn_blocks.{j}"
+        q, k, v = linear(f"{name}.attention.qkv", norm(f"{name}.attention.norm", h)).chunk(3, -1)  # one head of 64
+        scores = (q @ k.mT / 8 / temp).masked_fill(later, -math.inf)
+        h = h + linear(f"{name}.attention.proj", scores.softmax(-1) @ v)
+        hidden = linear(f"{name}.mlp.main.0", norm(f"{name}.mlp.norm", h))
+        h = h + linear(f"{name}.mlp.main.2", hidden * (1 + torch.erf(hidden / math.sqrt(2))) / 2)
+    return linear("proj_out", h)
+
+
+def reference(made: TarFlow, z: Tensor, y: Tensor | None, nvp: bool, **options: Any) -> Tensor:
+    """Sampling by its definition: every position by a run of the whole transformer on what is there so far."""
+    weights = made.state_dict()
+    scale, what = options.get("guidance", 0.0), options.get("guide_what", "ab")
+    temp, annealed = options.get("attn_temp", 1.0), options.get("annealed_guidance", False)
+    x = z * weights["var"].sqrt()
+    for block in (2, 1, 0):
+        flip = block % 2 == 1
+        z = x.flip(1) if flip else x
+        x = z.clone()
+        for position in range(1, 16):
+            out = transformer(weights, block, x, y, flip, 1.0)[:, position - 1]
+            a, b = out.chunk(2, -1) if nvp else (torch.zeros_like(out), out)
+            if scale:
+                out = transformer(weights, block, x, None, flip, temp)[:, position - 1]
+                a_u, b_u = out.chunk(2, -1) if nvp else (torch.zeros_like(out), out)
+                g = scale * position / 15 if annealed else scale
+                a, b = (a + g * (a - a_u) if "a" in what else a), (b + g * (b - b_u) if "b" in what else b)
+            x[:, position] = z[:, position] * a.exp() + b
+        x = x.flip(1) if flip else x
+    rows = x.reshape(len(x), 4, 4, 2, 2)  # patches (row, column) of pixels (row, column)
+    return rows.permute(0, 1, 3, 2, 4).reshape(len(x), 1, 8, 8)
+
+
+@pytest.mark.parametrize("nvp", [True, False])
+@pytest.mark.parametrize("num_classes", [0, 3])
+@pytest.mark.parametrize("guidance", GUIDANCE, ids=str)
+def test_samples_follow_the_definition(nvp: bool, num_classes: int, guidance: dict[str, Any]) -> None:
+    made, y = flow(nvp, num_classes), labels(num_classes)
+    with torch.no_grad():
+        expected = reference(made, noise(), y, nvp, **guidance)
+    for schedule in ("sequential", pd.Jacobi(tol=0), pd.Sliding(3, tol=0)):
+        assert (made.sample(z=noise(), y=y, schedule=schedule, **guidance) - expected).abs().max() < 1e-12
+    single = made.float().sample(z=noise().float(), y=y, schedule="sequential", **guidance)
+    assert (single - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("nvp", [True, False])
+@pytest.mark.parametrize("num_classes", [0, 3])
+def test_forward_inverts_sampling_and_knows_its_determinant(nvp: bool, num_classes: int) -> None:
+    made, y = flow(nvp, num_classes), labels(num_classes)
+    x = made.sample(z=noise(), y=y, schedule="sequential")
+    assert isinstance(x, Tensor)
+    z, logdet = made(x, y)
+    assert (z - noise() * made.var.sqrt()).abs().max() < 1e-12
+    jacobian = torch.autograd.functional.jacobian(lambda x: made(x, None if y is None else y[:1])[0].flatten(), x[:1])
+    assert isinstance(jacobian, Tensor)
+    expected = torch.linalg.slogdet(jacobian.reshape(64, 64))[1]
+    assert logdet[0].item() == pytest.approx(expected.item(), rel=1e-10, abs=1e-10)
+
+
+@pytest.mark.parametrize("nvp", [True, False])
+@pytest.mark.parametrize("guidance", GUIDANCE, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_contract(nvp: bool, guidance: dict[str, Any], dtype: torch.dtype) -> None:
+    made = flow(nvp, 3).to(dtype)
+    check_system(made.system(noise().to(dtype), y=labels(3), **guidance))
+
+
+@pytest.mark.parametrize("schedule", [*SCHEDULES, pd.Selective()], ids=repr)
+@pytest.mark.parametrize("guidance", GUIDANCE, ids=str)
+def test_every_schedule_gives_the_sequential_samples(schedule: pd.Schedule, guidance: dict[str, Any]) -> None:
+    made = flow(True, 3)
+    expected = made.sample(z=noise(), y=labels(3), schedule="sequential", **guidance)
+    got, solution = made.sample(z=noise(), y=labels(3), schedule=schedule, tol=0.0, return_solution=True, **guidance)
+    assert isinstance(expected, Tensor) and isinstance(got, Tensor)
+    assert (got - expected).abs().max() < 1e-12
+    assert torch.equal(got, solution.value) and solution.passes <= 3 * 16
+
+
+def test_a_cached_key_belongs_to_the_final_value() -> None:
+    """At a loose tolerance the residual stays at the tolerance's scale, wherever the window has been."""
+    made = flow()
+    for width in (2, 5, 16):
+        solution = pd.solve(made.system(noise()), pd.Sliding(width), tol=1e-2, verify=True)
+        for layer in solution.layers:
+            assert layer.residual is not None and layer.residual.max() < 0.3
+            again = pd.solve(made.system(noise()), pd.Sliding(width), tol=1e-10, verify=True).layers[0].residual
+            assert again is not None and again.max() < 1e-8
+
+
+def test_bfloat16_autocast() -> None:
+    made = flow().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = made.sample(z=noise().float(), schedule="sequential")
+        got, solution = made.sample(z=noise().float(), schedule="jacobi", return_solution=True)
+    assert isinstance(expected, Tensor) and isinstance(got, Tensor)
+    assert got.dtype == torch.float32 and (got - expected).abs().max() < 0.05 * expected.abs().max()
+    assert solution.passes < 3 * 16
+    halved = made.bfloat16().sample(z=noise().float())
+    assert isinstance(halved, Tensor) and (halved - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+def test_denoising_is_a_step_of_the_score() -> None:
+    normal = TarFlow(1, 8, 2, 64, 2, 1, noise_std=0.5).double()
+    for block in normal.blocks:
+        torch.nn.init.zeros_(block.proj_out.bias)  # type: ignore[arg-type,union-attr]  # the identity on a standard normal
+    clean, solution = normal.sample(z=noise(), denoise=True, return_solution=True)
+    assert isinstance(clean, Tensor)
+    assert (clean - 0.75 * solution.value).abs().max() < 1e-12
+    made = flow(num_classes=3, noise_std=0.1)
+    x = made.sample(z=noise(), y=labels(3))
+    assert isinstance(x, Tensor)
+    step = made.denoised(x, labels(3)) - x
+    moved = x.clone()
+    moved[1, 0, 3, 4] += 1e-5
+    with torch.no_grad():
+        slope = (made.log_prob(moved, labels(3)) - made.log_prob(x, labels(3)))[1] / 1e-5
+    assert step[1, 0, 3, 4].item() == pytest.approx(0.01 * slope.item(), rel=1e-3)
+
+
+def test_n_labels_and_generator() -> None:
+    made = flow(num_classes=3)
+    one = made.sample(2, y=1, generator=torch.Generator().manual_seed(3))
+    again = made.sample(y=torch.tensor([1, 1]), generator=torch.Generator().manual_seed(3))
+    other = made.sample(2, y=2, generator=torch.Generator().manual_seed(3))
+    assert isinstance(one, Tensor) and isinstance(again, Tensor) and isinstance(other, Tensor)
+    assert one.shape == (2, 1, 8, 8) and torch.equal(one, again) and not torch.allclose(one, other)
+    unconditional = made.sample(z=noise(), y=-1), made.sample(z=noise())
+    assert torch.equal(*unconditional)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "ask for no number of samples"),
+        ({"n": 2, "z": noise()}, r"ask for \[2, 3\] samples"),
+        ({"z": noise()[:, :4]}, r"z is torch.float64 of shape \(3, 4, 4\), expected floats of shape \(batch, 16, 4\)"),
+        ({"n": 1, "y": 3}, "expected whole numbers below 3"),
+        ({"n": 1, "y": torch.tensor([0.5])}, "y is torch.float32"),
+        ({"n": 1, "denoise": True}, "set flow.noise_std"),
+        ({"n": 1, "guidance": -1.0}, "guidance is -1.0"),
+        ({"n": 1, "guidance": 1.0, "guide_what": "c"}, "guide_what is 'c'"),
+        ({"n": 1, "guidance": 1.0, "attn_temp": 0.0}, "attn_temp is 0.0"),
+    ],
+)
+def test_bad_samples(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        flow(num_classes=3).sample(**options)
+
+
+def test_bad_flows() -> None:
+    with pytest.raises(ValueError, match="img_size is 9, expected a multiple of patch_size, 2"):
+        TarFlow(1, 9, 2, 64, 1, 1)
+    with pytest.raises(ValueError, match="channels is 100, expected a multiple of 64"):
+        TarFlow(1, 8, 2, 100, 1, 1)
+    with pytest.raises(ValueError, match="this flow has no classes: leave it out"):
+        flow().sample(1, y=0)
+
+
+# checkpoints
+
+
+def apple_state(made: TarFlow) -> dict[str, Tensor]:
+    """What Apple's code saves for this flow: the same names, and a causal mask for each block."""
+    masks = {f"blocks.{i}.attn_mask": torch.ones(16, 16).tril() for i in range(3)}
+    return dict(made.state_dict()) | masks
+
+
+def test_names_are_those_of_public_checkpoints() -> None:
+    layer = ["attention.norm", "attention.qkv", "attention.proj", "mlp.norm", "mlp.main.0", "mlp.main.2"]
+    modules = ["proj_in", "proj_out", *(f"attn_blocks.{j}.{name}" for j in range(2) for name in layer)]
+    names = {f"{module}.{kind}" for module in modules for kind in ("weight", "bias")} | {"pos_embed", "class_embed"}
+    assert set(flow(num_classes=3).state_dict()) == {f"blocks.{i}.{name}" for i in range(3) for name in names} | {"var"}
+    shapes = {name: tuple(value.shape) for name, value in flow(num_classes=3).state_dict().items()}
+    assert shapes["blocks.0.pos_embed"] == (16, 64) and shapes["blocks.2.class_embed"] == (3, 1, 64)
+    assert shapes["blocks.1.proj_out.weight"] == (8, 64) and shapes["var"] == (16, 4)
+
+
+@pytest.mark.parametrize("nvp", [True, False])
+@pytest.mark.parametrize("num_classes", [0, 3])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_checkpoints_load_with_their_configuration_read_off(
+    tmp_path: Path, nvp: bool, num_classes: int, suffix: str
+) -> None:
+    made, path = flow(nvp, num_classes).float(), tmp_path / f"model{suffix}"
+    if suffix == ".pth":
+        torch.save(apple_state(made), path)
+    else:
+        save_file(apple_state(made), path)
+    loaded = TarFlow.from_checkpoint(path, noise_std=0.07)
+    assert loaded.noise_std == 0.07 and not loaded.training and loaded.nvp is nvp
+    kept = loaded.state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in made.state_dict().items())
+    given_config = dict(in_channels=1, img_size=8, patch_size=2, channels=64, num_blocks=3, layers_per_block=2)
+    TarFlow.from_checkpoint(path, **given_config, nvp=nvp, num_classes=num_classes)
+
+
+def test_the_hub_round_trip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = flow(num_classes=3, noise_std=0.1).float()
+    made.save_pretrained(tmp_path / "saved")
+    for loaded in (TarFlow.from_pretrained(tmp_path / "saved"), TarFlow.from_checkpoint(tmp_path / "saved")):
+        assert loaded.noise_std == 0.1
+        assert torch.equal(loaded.sample(z=noise().float()), made.sample(z=noise().float()))  # type: ignore[arg-type]
+
+
+def test_bad_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nothing.pth does not exist: give a .pth"):
+        TarFlow.from_checkpoint(tmp_path / "nothing.pth")
+    with pytest.raises(ValueError, match=r"a folder without config.json"):
+        TarFlow.from_checkpoint(tmp_path)
+    for suffix in (".pth", ".safetensors"):
+        good, bad = tmp_path / f"good{suffix}", tmp_path / f"bad{suffix}"
+        state = apple_state(flow().float())
+        torch.save(state, good) if suffix == ".pth" else save_file(state, good)
+        for content in (good.read_bytes()[: good.stat().st_size // 2], b"", b"<html>not found</html>"):
+            bad.write_bytes(content)
+            with pytest.raises(ValueError, match=f"bad{suffix} cannot be read as a checkpoint"):
+                TarFlow.from_checkpoint(bad)
+        with pytest.raises(ValueError, match=r"does not fit this configuration(?s:.*)pos_embed"):
+            TarFlow.from_checkpoint(good, img_size=16)
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "foreign.pth")
+    with pytest.raises(ValueError, match=r"foreign.pth is not a TarFlow checkpoint"):
+        TarFlow.from_checkpoint(tmp_path / "foreign.pth")
+
+
+class _Evil:
+    def __reduce__(self) -> Any:
+        return (print, ("code from a pickle ran",))
+
+
+def test_pickled_code_never_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"var": _Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
+        TarFlow.from_checkpoint(tmp_path / "evil.pth")
+    assert "ran" not in capsys.readouterr().out

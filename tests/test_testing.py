@@ -1,0 +1,116 @@
+"""`check_system` passes what keeps its promises, and names the promise that is broken."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import parallel_decode as pd
+from parallel_decode.testing import check_system
+from tests.systems import KINDS, problem
+from tests.test_solver import chain
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("length", [1, 2, 17])
+def test_good_systems_pass(kind: str, length: int) -> None:
+    check_system(problem(kind, 3, length, 0).system())
+
+
+def test_a_chain_passes() -> None:
+    check_system(chain())
+
+
+class CumulativeSum(pd.TriangularSystem):
+    """x_l = 1 + sum of x_<l / L with a cache of sums; the subclasses below each break one promise."""
+
+    length = 12
+
+    def __init__(self) -> None:
+        self.sums = torch.zeros(3, 13, dtype=torch.float64)
+
+    def initial(self) -> Tensor:
+        return torch.ones(3, 12, dtype=torch.float64)
+
+    def read(self, x: Tensor, start: int, stop: int) -> None:
+        for position in range(start, stop):
+            self.sums[:, position + 1] = self.sums[:, position] + x[:, position]
+
+    def evaluate(self, x: Tensor, window: pd.Window) -> Tensor:
+        self.read(x, window.changed, window.positions[-1])
+        return 1 + self.sums[:, window.at] / 12
+
+
+class SeesItself(CumulativeSum):
+    def evaluate(self, x: Tensor, window: pd.Window) -> Tensor:
+        return super().evaluate(x, window) + (window.positions.stop == 12) * 0.1 * x[:, window.at]
+
+
+class StaleCache(CumulativeSum):
+    def read(self, x: Tensor, start: int, stop: int) -> None:
+        super().read(x, start + (start > 0), stop)
+
+
+class ReadsTooFar(CumulativeSum):
+    def evaluate(self, x: Tensor, window: pd.Window) -> Tensor:
+        return super().evaluate(x, window) + 0 * x[:, window.positions[-1] :].sum(1, keepdim=True)
+
+
+class LeaksRows(CumulativeSum):
+    def evaluate(self, x: Tensor, window: pd.Window) -> Tensor:
+        return super().evaluate(x, window) + 0.1 * x[:, :1].mean(0) * (torch.arange(12) > 0)[window.at]
+
+
+class WritesToTheIterate(CumulativeSum):
+    def evaluate(self, x: Tensor, window: pd.Window) -> Tensor:
+        x[:, 3] += 1
+        return super().evaluate(x, window)
+
+
+class IsRandom(CumulativeSum):
+    def evaluate(self, x: Tensor, window: pd.Window) -> Tensor:
+        return super().evaluate(x, window) + torch.rand(())
+
+
+class ChangesItsMind(CumulativeSum):
+    def initial(self) -> Tensor:
+        return torch.rand(3, 12, dtype=torch.float64)
+
+
+class WrongWidth(CumulativeSum):
+    def evaluate(self, x: Tensor, window: pd.Window) -> Tensor:
+        value = super().evaluate(x, window)
+        return value if len(window.positions) in (1, 12) else value[:, :1]
+
+
+def test_a_cache_passes() -> None:
+    check_system(CumulativeSum())
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (SeesItself, "not triangular: a change at position 0 moves f at position 0"),
+        (StaleCache, "windows disagree: over Window.*something else than over everything at position"),
+        (ReadsTooFar, "not triangular|windows disagree: .*with nan at and after the last of them"),
+        (LeaksRows, "rows leak: .* moves row 0 at position 1"),
+        (WritesToTheIterate, "evaluate wrote to the iterate, at position 3"),
+        (IsRandom, "two evaluations of the same iterate differ"),
+        (ChangesItsMind, r"initial\(\) differs between two calls"),
+        (WrongWidth, "evaluate returned shape"),
+    ],
+)
+def test_each_broken_promise_is_named(broken: Callable[[], pd.TriangularSystem], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_system(broken())
+
+
+def test_points_for_values_that_mean_something() -> None:
+    table = torch.randint(0, 5, (5, 5), generator=torch.Generator().manual_seed(0))  # tokens 0..4 alone are valid
+
+    def f(x: Tensor) -> Tensor:
+        return torch.nn.functional.pad(table[x[:, :-1], 2], (1, 0))
+
+    tokens = torch.randint(0, 5, (2, 9), generator=torch.Generator().manual_seed(1))
+    check_system(pd.from_function(f, tokens), points=tokens)
