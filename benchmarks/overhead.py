@@ -1,6 +1,6 @@
 """The loop's own time: microseconds per pass on a system whose evaluation costs next to nothing.
 
-    python benchmarks/overhead.py [--out results.json]
+python benchmarks/overhead.py [--out results.json]
 """
 
 import argparse
@@ -67,11 +67,15 @@ def main() -> None:
     for name, row in rows.items():
         print(f"{name:30}" + "".join(f"{value:11.1f}" for value in row.values()))
     if options.out:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip()
         machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
         versions = {"torch": torch.__version__, "python": platform.python_version(), "commit": commit}
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps({"length": options.length} | machine | versions | {"us_per_pass": rows}, indent=1))
+        options.out.write_text(
+            json.dumps({"length": options.length} | machine | versions | {"us_per_pass": rows}, indent=1)
+        )
 
 
 if __name__ == "__main__":

@@ -2,10 +2,6 @@
 
 import sys
 
-import matplotlib
-
-matplotlib.use("agg")
-
 import torch
 from matplotlib import pyplot as plt
 

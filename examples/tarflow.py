@@ -11,6 +11,7 @@ truth = pd.solve(flow.system(z, y=torch.tensor([3])), "sequential")
 solution = pd.solve(flow.system(z, y=torch.tensor([3])), pd.Sliding(64), verify=True)
 
 for layer in solution.layers:
+    assert layer.residual is not None
     print(f"{layer.passes:3} passes in place of 256, residual {layer.residual.max():.1e}")
 print(f"largest deviation {(solution.value - truth.value).abs().max():.1e} on images in [-1, 1]")
 for row in flow.denoised(solution.value, torch.tensor([3]))[0, 0]:

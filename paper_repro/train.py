@@ -40,7 +40,7 @@ def train(
     device: str = "cpu",
     resume: bool = False,
 ) -> Iterator[dict[str, float]]:
-    """Train, and yield a line of figures at every save. `out` then holds what `TarFlow.from_pretrained` loads, and `state.pt`.
+    """Train, and yield a line of figures after every save: `out` holds what `TarFlow.from_checkpoint` loads, and `state.pt`.
 
     Raises:
         FileExistsError: `out` holds a training that `resume` was not asked to go on with.
@@ -81,13 +81,13 @@ def train(
         total += value.item()
         bar.set_postfix(loss=f"{value.item():.4f}")
         if (step + 1) % save_every == 0 or step + 1 == steps:
-            since = (step % save_every) + 1
-            yield {"step": step + 1, "loss": total / since, "held_out": held_out_loss(flow, data, config["noise_std"])}
-            total = 0.0
             flow.save_pretrained(out)
             state = {"flow": flow.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
             torch.save(state | {"step": step + 1}, part := state_file.with_suffix(".part"))
             os.replace(part, state_file)
+            since = step % save_every + 1
+            yield {"step": step + 1, "loss": total / since, "held_out": held_out_loss(flow, data, config["noise_std"])}
+            total = 0.0
 
 
 @torch.no_grad()

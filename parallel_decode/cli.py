@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Annotated
 
 import matplotlib
-
-matplotlib.use("agg")
-
+import numpy as np
 import torch
 import typer
 from matplotlib import pyplot as plt
 from matplotlib.image import imsave
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -20,6 +19,7 @@ from parallel_decode.schedules import as_schedule
 from parallel_decode.solution import Solution
 from parallel_decode.solver import solve
 
+matplotlib.use("agg")
 app = typer.Typer(help="Autoregressive models that generate in parallel.", no_args_is_help=True, add_completion=False)
 
 
@@ -76,7 +76,7 @@ def _picture(images: dict[str, Tensor], solutions: dict[str, Solution], out: Pat
     samples, fronts = halves[0].subgridspec(2, 2), halves[1].subgridspec(1, depth)
     for index, (name, x) in enumerate(images.items()):
         axes = figure.add_subplot(samples[index // 2, index % 2])
-        axes.imshow(_grid(x, columns=8), cmap="gray", vmin=0, vmax=1)
+        axes.imshow(_grid(x, columns=min(len(x), 8)), cmap="gray", vmin=0, vmax=1)
         axes.set_title(name, fontsize=10)
         axes.set_axis_off()
     for index in range(depth):
@@ -92,13 +92,14 @@ def _picture(images: dict[str, Tensor], solutions: dict[str, Solution], out: Pat
     plt.close(figure)
 
 
-def _grid(images: Tensor, columns: int) -> Tensor:
+def _grid(images: Tensor, columns: int) -> NDArray[np.float32]:
     """Images (B, C, H, W) in [-1, 1] as one, (rows H, columns W) or with 3 channels last, in [0, 1]."""
     images = ((images.float().cpu() + 1) / 2).clamp(0, 1)
     rows = -(-len(images) // columns)
     filled = torch.cat([images, images.new_zeros(rows * columns - len(images), *images.shape[1:])])
     grid = filled.reshape(rows, columns, *images.shape[1:]).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
-    return grid[..., 0] if grid.shape[-1] == 1 else grid[..., :3]
+    array: NDArray[np.float32] = (grid[..., 0] if grid.shape[-1] == 1 else grid[..., :3]).numpy()
+    return array
 
 
 @app.command()
@@ -152,7 +153,7 @@ def sample(
 
 
 def _save(path: Path, images: Tensor, columns: int) -> None:
-    imsave(path, _grid(images, columns).numpy(), cmap="gray", vmin=0, vmax=1)
+    imsave(path, _grid(images, columns), cmap="gray", vmin=0, vmax=1)
 
 
 def _labels(text: str | None, n: int, num_classes: int) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from parallel_decode.correction import Correction
@@ -81,7 +81,7 @@ class Jacobi(Schedule):
             at most `tol`, which is absolute there. It is for comparison.
     """
 
-    freeze: bool = True
+    freeze: bool = field(default=True, kw_only=True)
 
     @property
     def freezes(self) -> bool:

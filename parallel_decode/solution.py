@@ -44,7 +44,8 @@ class LayerStats:
         passes: the number of passes.
         positions: the positions evaluated, over all passes (for each row).
         seconds: the wall-clock time.
-        fronts: shape (passes, B), the leading positions that were final after each pass.
+        fronts: shape (passes, B), the leading positions that were final after each pass; L for a row that met a
+            non-finite value, on which nothing more is done.
         residuals: shape (passes, B), the largest change of each pass (1 where integers changed, 0 where none did);
             NaN where a pass had nothing to compare (a single position computed from final values).
         residual: with `verify=True`, |F(x) - x| in the maximum norm of the event, shape (B, L); else None.

@@ -94,7 +94,7 @@ def reference(made: TarFlow, z: Tensor, y: Tensor | None, nvp: bool, **options: 
                 a, b = (a + g * (a - a_u) if "a" in what else a), (b + g * (b - b_u) if "b" in what else b)
             x[:, position] = z[:, position] * a.exp() + b
         x = x.flip(1) if flip else x
-    rows = x.reshape(len(x), 4, 4, 2, 2)  # patches (row, column) of pixels (row, column)
+    rows: Tensor = x.reshape(len(x), 4, 4, 2, 2)  # patches (row, column) of pixels (row, column)
     return rows.permute(0, 1, 3, 2, 4).reshape(len(x), 1, 8, 8)
 
 
@@ -106,9 +106,10 @@ def test_samples_follow_the_definition(nvp: bool, num_classes: int, guidance: di
     with torch.no_grad():
         expected = reference(made, noise(), y, nvp, **guidance)
     for schedule in ("sequential", pd.Jacobi(tol=0), pd.Sliding(3, tol=0)):
-        assert (made.sample(z=noise(), y=y, schedule=schedule, **guidance) - expected).abs().max() < 1e-12
+        got = made.sample(z=noise(), y=y, schedule=schedule, **guidance)
+        assert isinstance(got, Tensor) and (got - expected).abs().max() < 1e-12
     single = made.float().sample(z=noise().float(), y=y, schedule="sequential", **guidance)
-    assert (single - expected).abs().max() < 1e-5
+    assert isinstance(single, Tensor) and (single - expected).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("nvp", [True, False])
@@ -119,8 +120,8 @@ def test_forward_inverts_sampling_and_knows_its_determinant(nvp: bool, num_class
     assert isinstance(x, Tensor)
     z, logdet = made(x, y)
     assert (z - noise() * made.var.sqrt()).abs().max() < 1e-12
-    jacobian = torch.autograd.functional.jacobian(lambda x: made(x, None if y is None else y[:1])[0].flatten(), x[:1])
-    assert isinstance(jacobian, Tensor)
+    of_first = None if y is None else y[:1]
+    jacobian = torch.autograd.functional.jacobian(lambda x: made(x, of_first)[0], x[:1])  # type: ignore[no-untyped-call]
     expected = torch.linalg.slogdet(jacobian.reshape(64, 64))[1]
     assert logdet[0].item() == pytest.approx(expected.item(), rel=1e-10, abs=1e-10)
 

@@ -1,0 +1,37 @@
+"""What importing costs, and that the examples run."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_importing_the_solver_imports_torch_and_nothing_heavier() -> None:
+    heavy = "{'diffusers', 'huggingface_hub', 'matplotlib', 'rich', 'safetensors', 'sklearn', 'tqdm', 'transformers', 'typer'}"
+    before = "import sys, torch; before = set(sys.modules); import parallel_decode, parallel_decode.testing"
+    check = f"new = {{m.split('.')[0] for m in set(sys.modules) - before}} & {heavy}; assert not new, new"
+    subprocess.run([sys.executable, "-c", f"{before}; {check}"], check=True)
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_examples_run(example: Path, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, str(example)], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert "passes" in done.stdout
+
+
+def test_the_overhead_benchmark_runs(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        ROOT / "benchmarks" / "overhead.py",
+        "--runs",
+        "1",
+        "--length",
+        "16",
+        "--out",
+        "a/b.json",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert "Sliding(width=64)" in done.stdout and (tmp_path / "a" / "b.json").exists()

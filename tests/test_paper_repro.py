@@ -1,0 +1,61 @@
+"""Data and training of the digits."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from paper_repro.__main__ import app
+from paper_repro.data import Digits
+from paper_repro.train import held_out_loss, rate, train
+from parallel_decode.adapters.tarflow import TarFlow
+
+CONFIG = dict(
+    in_channels=1, img_size=16, patch_size=4, channels=64, num_blocks=2, layers_per_block=1, num_classes=10, noise_std=0.1
+)  # fmt: skip
+OPTIONS: dict[str, Any] = dict(steps=6, batch_size=8, lr=1e-3, save_every=2)
+
+
+def test_digits_are_drawn_in_range_and_held_out() -> None:
+    data = Digits.load()
+    assert len(data.labels) + len(data.held_out_labels) == 1797 and len(data.held_out_labels) == 179
+    x, y = data.batch(500, torch.Generator().manual_seed(0))
+    assert x.shape == (500, 1, 16, 16) and x.min() == -1 and 0.9 < x.max() <= 1 and set(y.tolist()) == set(range(10))
+    upright, _ = data.held_out()
+    small = torch.nn.functional.avg_pool2d(upright, 2)
+    assert (small - data.held_out_images).abs().mean() < 0.15
+
+
+def test_rate_rises_then_falls_to_zero() -> None:
+    rates = [rate(step, 1000) for step in range(1001)]
+    assert rates[0] == pytest.approx(0.01) and max(rates) > 0.97 and rates[-1] == 0
+    assert rates.index(max(rates)) in range(90, 110)
+
+
+def test_training_learns_and_resumes_where_it_stopped(tmp_path: Path) -> None:
+    data = Digits.load()
+    whole = list(train(tmp_path / "whole", data, CONFIG, **OPTIONS))
+    assert [line["step"] for line in whole] == [2, 4, 6] and whole[-1]["loss"] < whole[0]["loss"]
+    for _ in train(tmp_path / "parts", data, CONFIG, **OPTIONS):
+        break  # stopped after the first save
+    list(train(tmp_path / "parts", data, CONFIG, **OPTIONS, resume=True))
+    first, second = (TarFlow.from_checkpoint(tmp_path / name) for name in ("whole", "parts"))
+    assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
+    assert held_out_loss(first, data, 0.1) == whole[-1]["held_out"]
+
+
+def test_a_flow_that_only_shifts_learns_its_prior(tmp_path: Path) -> None:
+    list(train(tmp_path, Digits.load(), CONFIG | {"nvp": False}, **OPTIONS))
+    assert (TarFlow.from_checkpoint(tmp_path).var != 1).all()
+
+
+def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
+    list(train(tmp_path / "done", Digits.load(), CONFIG, **OPTIONS))
+    for words, message in (
+        (["--out", str(tmp_path / "done")], "pass --resume to go on with it"),
+        (["--out", str(tmp_path / "new"), "--resume"], "there is nothing to resume"),
+    ):
+        result = CliRunner().invoke(app, ["train", *words], env={"COLUMNS": "200"})
+        assert result.exit_code == 2 and message in result.output
