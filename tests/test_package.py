@@ -23,15 +23,7 @@ def test_examples_run(example: Path, tmp_path: Path) -> None:
 
 
 def test_the_overhead_benchmark_runs(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        ROOT / "benchmarks" / "overhead.py",
-        "--runs",
-        "1",
-        "--length",
-        "16",
-        "--out",
-        "a/b.json",
-    ]
+    script = str(ROOT / "benchmarks" / "overhead.py")
+    command = [sys.executable, script, *["--runs", "1", "--length", "16", "--out", "a/b.json"]]
     done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
     assert "Sliding(width=64)" in done.stdout and (tmp_path / "a" / "b.json").exists()
