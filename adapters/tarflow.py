@@ -11,6 +11,8 @@ import inspect
 import json
 import math
 import pickle
+import warnings
+from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -147,6 +149,7 @@ class MetaBlock(nn.Module):
         if self.class_embed is None:
             return None
         mean = self.class_embed.mean(0, keepdim=True)
+        y = None if y is None else y.to(mean.device)
         return mean if y is None else torch.where((y < 0)[:, None, None], mean, self.class_embed[y.clamp(min=0)])
 
     def affine(self, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,7 +162,7 @@ class MetaBlock(nn.Module):
     def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z, shape (B, L, D), and the log-determinant, shape (B,)."""
         x = self.permuted(x)
-        h = self.proj_in(x) + self.permuted(self.pos_embed, 0)
+        h = self.proj_in(x.to(self.proj_in.weight.dtype)) + self.permuted(self.pos_embed, 0)
         if (condition := self.condition(y)) is not None:
             h = h + condition
         for block in self.attn_blocks:
@@ -310,6 +313,8 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
         super().__init__()
         if img_size % patch_size:
             raise ValueError(f"img_size is {img_size}, expected a multiple of patch_size, {patch_size}")
+        if noise_std is not None and not noise_std >= 0:
+            raise ValueError(f"noise_std is {noise_std}, expected a number >= 0")
         if channels % HEAD_DIM:
             raise ValueError(
                 f"channels is {channels}, expected a multiple of {HEAD_DIM}, the size of an attention head"
@@ -376,11 +381,14 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
         if y is not None:
             if not self.num_classes:
                 raise ValueError("y was given, and this flow has no classes: leave it out")
-            if y.shape != z.shape[:1] or y.is_floating_point() or (len(y) and int(y.max()) >= self.num_classes):
+            if y.shape != z.shape[:1] or y.is_floating_point() or y.dtype == torch.bool:
                 raise ValueError(
-                    f"y is {y.dtype} of shape {tuple(y.shape)}, expected whole numbers below {self.num_classes} of shape ({len(z)},)"
+                    f"y is {y.dtype} of shape {tuple(y.shape)}, expected whole numbers of shape ({len(z)},)"
                 )
-            y = y.to(z.device)
+            if len(y) and int(y.max()) >= self.num_classes:
+                raise ValueError(
+                    f"y holds class {int(y.max())}, expected numbers below {self.num_classes}, or negative for none"
+                )
         return _FlowSystem(self, z, y, Guidance(guidance, guide_what, annealed_guidance, attn_temp))
 
     @torch.no_grad()
@@ -389,7 +397,7 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
         n: int | None = None,
         *,
         z: Tensor | None = None,
-        y: Tensor | int | None = None,
+        y: Tensor | Sequence[int] | int | None = None,
         guidance: float = 0.0,
         guide_what: str = "ab",
         annealed_guidance: bool = False,
@@ -425,19 +433,20 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
         Raises:
             ValueError: arguments that contradict one another or do not fit this flow.
         """
-        rows = {len(t) for t in (z, y) if isinstance(t, Tensor)} | ({n} if n is not None else set())
+        labels = None if y is None or isinstance(y, int) else torch.as_tensor(y).reshape(-1)
+        rows = {len(t) for t in (z, labels) if t is not None} | ({n} if n is not None else set())
         if len(rows) != 1:
             raise ValueError(f"n={n}, z and y ask for {sorted(rows) or 'no number of'} samples, expected one number")
-        if denoise and self.noise_std is None:
-            raise ValueError("denoise=True needs the standard deviation of the training noise: set flow.noise_std")
+        if denoise:
+            self._noise_variance()
         if z is None:
             dtype = torch.promote_types(self.var.dtype, torch.float32)
             z = torch.randn(rows.pop(), *self.var.shape, generator=generator, dtype=dtype, device=self.var.device)
         if isinstance(y, int):
-            y = torch.full((len(z),), y, device=z.device)
+            labels = torch.full((len(z),), y)
         system = self.system(
             z,
-            y=y,
+            y=labels,
             guidance=guidance,
             guide_what=guide_what,
             annealed_guidance=annealed_guidance,
@@ -446,15 +455,28 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
         if tol is None:
             tol = _low_precision_tol(self.var)
         solution = solve(system, schedule, tol=tol, progress=progress)
-        images = self.denoised(solution.value, y) if denoise else solution.value
+        if not return_solution and (bad := [row for row, s in enumerate(solution.status) if not s.succeeded]):
+            warnings.warn(f"images {bad} of {len(z)} are not finite: draw them from another z", stacklevel=2)
+        images = self.denoised(solution.value, labels) if denoise else solution.value
         return (images, solution) if return_solution else images
 
     def denoised(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """x + noise_std^2 grad log p(x): the mean of the clean image given the noisy one, if p is right (Tweedie)."""
+        """x + noise_std^2 grad log p(x): the mean of the clean image given the noisy one, if p is right (Tweedie).
+
+        Raises:
+            ValueError: the flow does not know the `noise_std` of its training.
+        """
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             (score,) = torch.autograd.grad(self.log_prob(x, y).sum(), x)
-        return x.detach() + self.noise_std**2 * score  # type: ignore[operator]
+        return x.detach() + self._noise_variance() * score
+
+    def _noise_variance(self) -> float:
+        if self.noise_std is None:
+            raise ValueError(
+                "denoising needs the standard deviation of the training noise: pass noise_std= to the flow"
+            )
+        return self.noise_std**2
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, **config: Any) -> "TarFlow":
@@ -462,8 +484,8 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
 
         Args:
             path: a .pth or .safetensors file, or a folder.
-            config: arguments of `TarFlow`; what is left out is read off the weights (3 channels are assumed where the size of
-                a patch allows it, else 1).
+            config: arguments of `TarFlow`; what is left out is read off the weights. They leave open how many channels an image
+                has: 3 are assumed if a patch of 3 channels would be square, else 1; pass `in_channels` for others.
 
         Raises:
             FileNotFoundError: nothing is there.
@@ -478,7 +500,7 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
                 f"{path} does not exist: give a .pth or .safetensors file, or a folder that holds one"
             )
         state = _load(path)
-        flow = cls(**_config(state) | config)
+        flow = cls(**_config(state, config.get("in_channels"), path) | config)
         try:
             flow.load_state_dict(state)
         except RuntimeError as error:
@@ -544,18 +566,22 @@ def _folder_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _config(state: dict[str, Tensor]) -> dict[str, Any]:
+def _config(state: dict[str, Tensor], in_channels: int | None, path: Path) -> dict[str, Any]:
     """The arguments of TarFlow, from the shapes of its weights."""
     length, dim = state["var"].shape
-    channels = state["blocks.0.proj_in.weight"].shape[0]
-    in_channels = next((c for c in (3, 1) if dim % c == 0 and math.isqrt(dim // c) ** 2 == dim // c), dim)
-    patch_size = math.isqrt(dim // in_channels)
+    candidates = [in_channels] if in_channels else [3, 1]
+    fitting = [c for c in candidates if dim % c == 0 and math.isqrt(dim // c) ** 2 == dim // c]
+    if not fitting:
+        raise ValueError(
+            f"{path} has patches of {dim} values, no square of {candidates} channels: pass another in_channels"
+        )
+    patch_size = math.isqrt(dim // fitting[0])
     classes = state.get("blocks.0.class_embed")
     return {
-        "in_channels": in_channels,
+        "in_channels": fitting[0],
         "img_size": math.isqrt(length) * patch_size,
         "patch_size": patch_size,
-        "channels": channels,
+        "channels": state["blocks.0.proj_in.weight"].shape[0],
         "num_blocks": 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks.")),
         "layers_per_block": 1 + max(int(key.split(".")[3]) for key in state if key.startswith("blocks.0.attn_blocks.")),
         "nvp": state["blocks.0.proj_out.weight"].shape[0] == 2 * dim,

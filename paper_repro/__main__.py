@@ -66,7 +66,7 @@ def train(
             for line in lines:
                 print(json.dumps(line), file=log, flush=True)
                 typer.echo(f"step {line['step']:>6}  loss {line['loss']:.4f}  held out {line['held_out']:.4f}")
-    except (FileExistsError, FileNotFoundError) as error:
+    except (FileExistsError, FileNotFoundError, ValueError) as error:
         raise typer.BadParameter(str(error)) from None
 
 

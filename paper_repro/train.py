@@ -45,6 +45,7 @@ def train(
     Raises:
         FileExistsError: `out` holds a training that `resume` was not asked to go on with.
         FileNotFoundError: `resume` was asked for, and `out` holds no training.
+        ValueError: the training in `out` is of another configuration.
     """
     state_file = out / "state.pt"
     if state_file.exists() and not resume:
@@ -59,12 +60,17 @@ def train(
     first = 0
     if resume:
         state = torch.load(state_file, map_location=device, weights_only=True)
-        flow.load_state_dict(state["flow"])
+        try:
+            flow.load_state_dict(state["flow"])
+        except RuntimeError:
+            raise ValueError(
+                f"{state_file} is of a flow of another configuration: resume with the one it was begun with"
+            ) from None
         optimizer.load_state_dict(state["optimizer"])
         generator.set_state(state["generator"].cpu())
         first = state["step"]
 
-    total = 0.0
+    losses: list[float] = []
     for step in (bar := tqdm(range(first, steps), initial=first, total=steps, unit="step")):
         x, y = data.batch(batch_size, generator)
         x = x + config["noise_std"] * torch.randn(x.shape, generator=generator)
@@ -78,16 +84,16 @@ def train(
         optimizer.step()
         if not flow.nvp:
             flow.var.lerp_(z.detach().square().mean(0), 0.1)
-        total += value.item()
-        bar.set_postfix(loss=f"{value.item():.4f}")
+        losses.append(value.item())
+        bar.set_postfix(loss=f"{losses[-1]:.4f}")
         if (step + 1) % save_every == 0 or step + 1 == steps:
             flow.save_pretrained(out)
             state = {"flow": flow.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
             torch.save(state | {"step": step + 1}, part := state_file.with_suffix(".part"))
             os.replace(part, state_file)
-            since = step % save_every + 1
-            yield {"step": step + 1, "loss": total / since, "held_out": held_out_loss(flow, data, config["noise_std"])}
-            total = 0.0
+            held_out = held_out_loss(flow, data, config["noise_std"])
+            yield {"step": step + 1, "loss": sum(losses) / len(losses), "held_out": held_out}
+            losses.clear()
 
 
 @torch.no_grad()

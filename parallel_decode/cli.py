@@ -46,7 +46,9 @@ def demo(
     solutions = drawn[-1]
     truth = solutions["sequential"].value
 
-    table = Table(title=f"{n} digits from one noise, {len(flow.blocks)} blocks of {flow.var.shape[0]} positions")
+    table = Table(
+        title=f"{n} digit{'s' * (n > 1)} from one noise, {len(flow.blocks)} blocks of {flow.var.shape[0]} positions"
+    )
     for column in ("schedule", "passes", "positions", "seconds", "speed-up", "deviation"):
         table.add_column(column, justify="left" if column == "schedule" else "right", no_wrap=True)
     for name, solution in solutions.items():
@@ -125,6 +127,9 @@ def sample(
 ) -> None:
     """Draw images from any TarFlow checkpoint, as a grid and as single PNG files."""
     try:
+        if out.exists() and not out.is_dir():
+            raise ValueError(f"--out is {out}, a file, expected a folder")
+        torch.zeros(0, device=device)  # before the work: a device that is not there
         config = {} if in_channels is None else {"in_channels": in_channels}
         flow = digits() if checkpoint is None else TarFlow.from_checkpoint(checkpoint, **config)
         flow.noise_std = flow.noise_std if noise_std is None else noise_std
@@ -140,7 +145,7 @@ def sample(
             return_solution=True,
         )
         out.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, AssertionError) as error:
         Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True)
         raise typer.Exit(2) from None
     for index, image in enumerate(images):

@@ -53,7 +53,7 @@ class Loop:
         new = self._evaluate(self.window)
         if len(self.window.positions) == 1 and self.least == self.most:  # from final values alone: nothing to compare
             self.x[:, self.least] = new[:, 0]
-            self.changed = self.least
+            self.changed, self.clean = self.least, None
             self.front = self.least = self.most = self.least + 1
             self.trace.append(self.least)
         else:
@@ -61,9 +61,15 @@ class Loop:
 
     def _evaluate(self, window: Window) -> Tensor:
         p = window.positions
-        if not p or p.step < 1 or p[-1] >= self.length or p[0] != (self.least if self.schedule.freezes else 0):
+        if (
+            not isinstance(p, range)
+            or not p
+            or p.step < 1
+            or p[-1] >= self.length
+            or p[0] != (self.least if self.schedule.freezes else 0)
+        ):
             raise ValueError(
-                f"{self.schedule!r} chose {p} with the front at {self.least} of {self.length}: a window rises from the front"
+                f"{self.schedule!r} chose {p} with the front at {self.least} of {self.length}: a window is a range that rises from the front"
             )
         new = self.system.evaluate(self.x, window)
         expected = (self.batch, len(p), *self.x.shape[2:])
@@ -99,7 +105,7 @@ class Loop:
         self.trace.append(host)
         if not finite:  # what the system keeps of this pass may be spoilt
             self.changed, self.memory = window.changed, None
-        elif self.tol == 0 and positions.step == 1 and self.schedule.freezes:  # what settled did not change at all
+        elif self.tol == 0 and self.schedule.freezes:  # what settled did not change at all
             self.changed = self.least - 1
         else:
             self.changed = positions.start
@@ -138,7 +144,7 @@ class Loop:
         if not stuck.any():
             return new, front
         here = self.least
-        self.x[stuck, here:] = 0
+        self.x[stuck, here:] = 0  # the guess that overflowed
         alone = self._evaluate(Window(range(here, here + 1), self.window.changed))
         good = _event_finite(alone)[:, 0]
         new[stuck] = self.x[stuck][:, self.window.at]
@@ -146,7 +152,6 @@ class Loop:
         for row in (stuck & ~good).nonzero()[:, 0].tolist():
             self.lost[row] = here, alone[row, 0].clone()
         if self.clean is not None:
-            self.clean[stuck, here + 1 :] = False
             self.clean[stuck, here] = True
         return new, torch.where(stuck, torch.where(good, here + 1, self.length), front)
 
@@ -235,7 +240,7 @@ def _first_guess(system: TriangularSystem, schedule: Schedule, guess: Tensor | N
         raise ValueError(
             f"initial is {guess.dtype} of shape {tuple(guess.shape)}, expected {own.dtype} of shape {tuple(own.shape)}"
         )
-    return torch.where(guess.isfinite(), guess, 0).to(own.device, copy=True)
+    return torch.where(guess.isfinite(), guess, torch.zeros_like(guess)).to(own.device)
 
 
 def _tolerance(tol: float | None, x: Tensor) -> float:
@@ -243,4 +248,4 @@ def _tolerance(tol: float | None, x: Tensor) -> float:
         if tol:
             raise ValueError(f"tol is {tol} for {x.dtype} values, which are equal or not: leave it out, or pass 0")
         return 0.0
-    return math.sqrt(torch.finfo(x.dtype).eps) if tol is None else float(tol)
+    return float(torch.finfo(x.dtype).eps ** (2 / 3)) if tol is None else float(tol)

@@ -3,13 +3,14 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from typing import Literal
 
 from parallel_decode.correction import Correction
 
 
 def _at_least_one(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} is {value!r}, expected a whole number of positions")
     if value < 1:
         raise ValueError(f"{name} is {value}, expected at least 1")
@@ -19,7 +20,7 @@ def check_tol(tol: float | None) -> None:
     """Raise unless `tol` is None or a finite number that is not negative."""
     if tol is None:
         return
-    if isinstance(tol, bool) or not isinstance(tol, (int, float)):
+    if isinstance(tol, bool) or not isinstance(tol, Real):
         raise TypeError(f"tol is {tol!r}, expected a number or None")
     if not (0 <= tol < math.inf):
         raise ValueError(f"tol is {tol}, expected a finite number >= 0 (0 asks for exact equality)")
@@ -78,7 +79,7 @@ class Jacobi(Schedule):
     Attributes:
         freeze: False is the paper's uniform Jacobi decoding (UJD, arXiv 2505.24791) to the letter: every pass evaluates
             everything, and nothing is final before the largest change of the whole iterate, over the batch, is
-            at most `tol`, which is absolute there. It is for comparison.
+            at most `tol`, which is absolute there. It is for comparison, and has no guard against a guess that overflows.
     """
 
     freeze: bool = field(default=True, kw_only=True)
@@ -162,11 +163,13 @@ class Selective:
         schedules: tuple[Schedule, ...] = self.layers  # type: ignore[assignment]
         if depth is None:
             return schedules[-1:]
-        if len(schedules) > depth:
+        if depth < 1:
+            raise ValueError(f"the system has {depth} layers, expected at least one")
+        if len(schedules) > max(depth, 2):  # two are a rule: the first, and all that remain
             raise ValueError(
                 f"{len(schedules)} schedules were given for {depth} layers: leave out {len(schedules) - depth}"
             )
-        return schedules + schedules[-1:] * (depth - len(schedules))
+        return (schedules + schedules[-1:] * (depth - len(schedules)))[:depth]
 
     @classmethod
     def sejd(cls, tau: float = 0.5) -> "Selective":
@@ -196,6 +199,7 @@ def as_schedule(schedule: "Schedule | Selective | str") -> "Schedule | Selective
         return schedule
     if not isinstance(schedule, str):
         hint = f": call it, {schedule.__name__}(...)" if isinstance(schedule, type) else ""
+        hint = ": for one for each layer, Selective((...))" if isinstance(schedule, (list, tuple)) else hint
         raise TypeError(f"schedule is {schedule!r}, expected a schedule or a name{hint}")
     if schedule not in _NAMES:
         raise ValueError(f"schedule is {schedule!r}, expected one of {', '.join(map(repr, _NAMES))}")

@@ -18,8 +18,9 @@ class Status(Enum):
     )
     PASS_LIMIT = "pass limit: max_passes was spent before every position was final; raise it, or leave it out (L passes always suffice)"
     NON_FINITE = (
-        "non-finite: the system itself gives infinity or NaN at some position from the final values before it, as sequential "
-        "decoding would; the positions after it hold NaN; try other inputs, a higher precision, or check the model"
+        "non-finite: some position came out as infinity or NaN from the final values before it, as it would in sequential decoding "
+        "(or from a guess that overflowed, if the schedule does not freeze); the positions after it hold NaN; "
+        "try other inputs, a higher precision, or check the model"
     )
 
     def __repr__(self) -> str:
@@ -44,8 +45,8 @@ class LayerStats:
         passes: the number of passes.
         positions: the positions evaluated, over all passes (for each row).
         seconds: the wall-clock time.
-        fronts: shape (passes, B), the leading positions that were final after each pass; L for a row that met a
-            non-finite value, on which nothing more is done.
+        fronts: shape (passes, B), the leading positions that were final after each pass. A row that a window of several
+            positions finds to be non-finite counts as done from then on.
         residuals: shape (passes, B), the largest change of each pass (1 where integers changed, 0 where none did);
             NaN where a pass had nothing to compare (a single position computed from final values).
         residual: with `verify=True`, |F(x) - x| in the maximum norm of the event, shape (B, L); else None.

@@ -107,9 +107,12 @@ class _Function(TriangularSystem):
         x = x.clone()
         x[:, window.positions[-1] :] = 0  # not needed, and 0 * inf inside f would spoil what is
         value = self._f(x)
-        if value.shape != x.shape:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"f returned a {type(value).__name__}, expected a tensor of the shape of x")
+        if value.shape != x.shape or value.dtype != x.dtype:
             raise ValueError(
-                f"f returned shape {tuple(value.shape)} for x of shape {tuple(x.shape)}: it has to keep it"
+                f"f returned {value.dtype} of shape {tuple(value.shape)} for x of {x.dtype} and shape {tuple(x.shape)}: "
+                "it has to keep both"
             )
         return value[:, window.at]
 
@@ -121,12 +124,14 @@ def from_function(
 
     Args:
         f: takes x of shape (B, L, *E) and returns the same shape and dtype; its output at position l depends on
-            x before l alone (and on the same row).
+            x before l alone (and on the same row). A network that predicts the *next* position at l has to be shifted by
+            one; `parallel_decode.testing.check_system` finds out, `solve` does not.
         initial: the first guess, shape (B, L, *E), floating or integer.
         lipschitz: see `TriangularSystem`.
 
     Raises:
-        ValueError: `initial` has fewer than two dimensions.
+        TypeError: `initial` is not a tensor.
+        ValueError: `initial` has fewer than two dimensions, or `lipschitz` is not (L, L) and strictly lower triangular.
 
     Example:
         >>> import torch, parallel_decode as pd
@@ -136,8 +141,16 @@ def from_function(
         >>> pd.solve(system).value
         tensor([[1.0000, 1.5000, 1.7500, 1.8750, 1.9375]], dtype=torch.float64)
     """
+    if not isinstance(initial, Tensor):
+        raise TypeError(f"initial is a {type(initial).__name__}, expected a tensor of shape (batch, length, *event)")
     if initial.dim() < 2:
         raise ValueError(
             f"initial has shape {tuple(initial.shape)}, expected (batch, length, *event): add the missing dimension"
         )
+    if lipschitz is not None:
+        length = initial.shape[1]
+        if lipschitz.shape != (length, length) or bool((lipschitz != lipschitz.tril(-1)).any()):
+            raise ValueError(
+                f"lipschitz has shape {tuple(lipschitz.shape)}, expected ({length}, {length}) with zeros but below the diagonal"
+            )
     return _Function(f, initial, lipschitz)

@@ -8,6 +8,7 @@ from parallel_decode.solver import solve
 from parallel_decode.system import LayeredSystem, TriangularSystem, Window
 
 
+@torch.no_grad()
 def check_system(
     system: TriangularSystem | LayeredSystem, *, points: Tensor | None = None, atol: float | None = None
 ) -> None:
@@ -36,6 +37,8 @@ def check_system(
         AssertionError: not triangular: a change at position 0 moves f at position 0, f may depend on earlier positions alone
     """
     if isinstance(system, LayeredSystem):
+        if points is not None:
+            raise ValueError("points are for a system without layers: check each layer by itself")
         value = None
         for index in range(system.depth):
             layer = system.layer(index, value)
@@ -79,17 +82,20 @@ def _check(system: TriangularSystem, points: Tensor | None, atol: float | None, 
             )
 
     strange = [other, torch.full_like(other, torch.nan)] if other.is_floating_point() else [other]
-    for mixed in strange if len(first) > 1 else []:
-        mixed = mixed.clone()
-        mixed[0] = first[0]
-        if (at := _where(system.evaluate(mixed, full)[:1], y[:1], atol)) is not None:
-            raise AssertionError(
-                f"{where}rows leak: {mixed[1].flatten()[0]} and so on in row 1 moves row 0 at position {at}"
-            )
+    for values in strange if len(first) > 1 else []:
+        for row in (0, len(first) - 1):
+            mixed = values.clone()
+            mixed[row] = first[row]
+            if (at := _where(system.evaluate(mixed, full)[row, None], y[row, None], atol)) is not None:
+                raise AssertionError(
+                    f"{where}rows leak: {values[row - 1].flatten()[0]} and so on in row {(row - 1) % len(first)} "
+                    f"moves row {row} at position {at}"
+                )
 
     for schedule in [Sequential(), *_schedules(length)]:
         for beyond in [None, torch.nan] if first.is_floating_point() else [None]:
-            _check_windows(system, schedule, first, other, beyond, atol, where)
+            for exact in (True, False):
+                _check_windows(system, schedule, first, other, beyond, exact, atol, where)
     for schedule in _schedules(length):
         result = solve(system, schedule, tol=0).value
         if (at := _where(result, solution, atol)) is not None:
@@ -102,10 +108,14 @@ def _check_windows(
     first: Tensor,
     other: Tensor,
     beyond: float | None,
+    exact: bool,
     atol: float,
     where: str,
 ) -> None:
-    """Go over the windows of a schedule as `solve` does, the iterate changing in between; compare with full evaluations."""
+    """Go over the windows of a schedule as `solve` does, the iterate changing in between; compare with full evaluations.
+
+    What was evaluated changes from the new front on if `exact` (tol = 0), else all of it.
+    """
     length = system.length
     x, front, changed = first.clone(), 0, 0
     seen = []
@@ -116,13 +126,11 @@ def _check_windows(
             read[:, window.positions[-1] :] = beyond
         got = system.evaluate(read, window).clone()
         seen.append((x.clone(), window, got))
-        step = 1 + front % 3
-        moved = window.positions if window.positions.step > 1 else window.positions[step - 1 :]
-        if moved:
-            replaced = slice(moved.start, moved.stop, moved.step)
-            x[:, replaced] = (other if len(seen) % 2 else first)[:, replaced]
-        front = min(length, window.positions.start + min(step, len(window.positions)))
-        changed = window.positions.start if window.positions.step > 1 else front - 1
+        start, step = window.positions.start, min(1 + front % 3, len(window.positions))
+        front = min(length, start + step)
+        changed = front - 1 if exact and window.positions.step == 1 else start
+        moved = [p for p in window.positions if p >= changed]
+        x[:, moved] = (other if len(seen) % 2 else first)[:, moved]
     for x, window, got in seen:
         expected = system.evaluate(x, Window.full(length))[:, window.at]
         if got.shape != expected.shape:

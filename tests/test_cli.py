@@ -60,8 +60,9 @@ def test_clear_errors(tmp_path: Path, checkpoint: Path) -> None:
         (("--checkpoint", truncated), "truncated.pth cannot be read as a checkpoint, it may be damaged"),
         (("--checkpoint", foreign), "foreign.safetensors cannot be read as a checkpoint"),
         (("--checkpoint", checkpoint, "--schedule", "fast"), "schedule is 'fast', expected one of"),
-        (("--checkpoint", checkpoint, "--classes", "3"), "expected whole numbers below 3"),
+        (("--checkpoint", checkpoint, "--classes", "3"), "y holds class 3, expected numbers below 3"),
         (("--checkpoint", checkpoint, "--classes", "cat"), "--classes is 'cat', expected labels"),
+        (("--checkpoint", checkpoint, "--device", "abacus"), "abacus"),
         (("--checkpoint", checkpoint, "--tol", "-1"), "tol is -1.0, expected a finite number"),
     ):
         code, output = run("sample", "--out", tmp_path / "out", *words)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import parallel_decode as pd
-from tests.systems import SCHEDULES, Problem, problem, problems, with_guess
+from tests.systems import Problem, problem, problems, with_guess
 from tests.test_theorems import every_schedule, theorem
 
 
@@ -26,9 +26,9 @@ def halves(batch: int = 2, length: int = 40, dtype: torch.dtype = torch.float64)
 # tolerance, status, records
 
 
-def test_the_default_tolerance_is_the_root_of_the_machine_epsilon() -> None:
+def test_the_default_tolerance_is_the_machine_epsilon_to_the_power_of_two_thirds() -> None:
     for dtype in (torch.float32, torch.float64):
-        tol = math.sqrt(torch.finfo(dtype).eps)
+        tol = torch.finfo(dtype).eps ** (2 / 3)
         default, given_tol = pd.solve(halves(dtype=dtype)), pd.solve(halves(dtype=dtype), tol=tol)
         assert torch.equal(default.value, given_tol.value) and default.passes == given_tol.passes < 40
         assert set(default.status) == {pd.Status.WITHIN_TOLERANCE}
@@ -118,6 +118,27 @@ def test_a_guess_changes_the_passes_and_not_the_answer(schedule: pd.Schedule) ->
     assert torch.equal(tanh.guess, kept), "the caller's tensor was written to"
 
 
+def test_a_guess_that_is_not_finite_is_not_kept() -> None:
+    guess = torch.full((1, 8), torch.inf, dtype=torch.float64)
+    limited = pd.solve(halves(1, 8), pd.Sliding(2), initial=guess, max_passes=1)
+    assert limited.value.isfinite().all() and limited.status == (pd.Status.PASS_LIMIT,)
+
+
+@pytest.mark.parametrize("schedule", [pd.Jacobi(), pd.Sliding(7), pd.JacobiGaussSeidel(3)], ids=repr)
+def test_what_is_final_never_changes(schedule: pd.Schedule) -> None:
+    """At a loose tolerance another evaluation would give another value; rows ahead of the others keep theirs."""
+    rate = torch.tensor([[0.2], [0.95]], dtype=torch.float64)
+    system = pd.from_function(lambda x: 1 + rate * shift(x), torch.zeros(2, 60, dtype=torch.float64))
+    final: list[tuple[int, int, Tensor]] = []
+
+    def look(p: pd.Pass) -> None:
+        for row, front, values in final:
+            assert torch.equal(p.x[row, :front], values)
+        final.extend((row, int(front), p.x[row, : int(front)].clone()) for row, front in enumerate(p.front))
+
+    pd.solve(system, schedule, tol=0.05, callback=look)
+
+
 def test_start_zeros() -> None:
     system = with_guess(problem("linear", 1, 5, 0), 7.0).system()
     seen: list[Tensor] = []
@@ -160,6 +181,8 @@ def test_infinity_inside_the_tail_does_not_reach_the_front(problem: Problem, see
     truth = Problem("", f, guess, problem.weights).truth()
     solution = pd.solve(system, schedule, tol=0)
     assert torch.equal(solution.value, truth) and set(solution.status) == {pd.Status.EXACT}
+    fronts = solution.layers[0].fronts
+    assert (fronts >= torch.arange(1, len(fronts) + 1)[:, None]).all()
 
 
 @every_schedule
@@ -290,6 +313,7 @@ class FromTheEnd(pd.Schedule):
     [
         ({"schedule": "jacoby"}, ValueError, "schedule is 'jacoby', expected one of 'sequential'"),
         ({"schedule": pd.Jacobi}, TypeError, r"expected a schedule or a name: call it, Jacobi\(...\)"),
+        ({"schedule": ["jacobi"]}, TypeError, r"for one for each layer, Selective\(\(...\)\)"),
         ({"schedule": 3}, TypeError, "schedule is 3, expected a schedule or a name"),
         ({"schedule": FromTheEnd()}, ValueError, r"chose range\(39, 40\) with the front at 0 of 40"),
         ({"tol": -1.0}, ValueError, "tol is -1.0, expected a finite number >= 0"),
@@ -314,13 +338,15 @@ def test_bad_options(options: dict[str, Any], error: type[Exception], message: s
     ("system", "options", "error", "message"),
     [
         (lambda x: x, {}, TypeError, "system is a function, expected .* try pd.from_function"),
-        (pd.from_function(lambda x: x[:, 1:], torch.zeros(1, 4)), {}, ValueError, r"f returned shape \(1, 3\)"),
+        (pd.from_function(lambda x: x[:, 1:], torch.zeros(1, 4)), {}, ValueError, r"f returned torch.float32 of shape \(1, 3\)"),
         (Returns(torch.zeros(1, 4), torch.zeros(1, 3)), {}, ValueError, r"evaluate returned torch.float32 of shape \(1, 3\)"),
         (Returns(torch.zeros(1, 4), torch.zeros(1, 4, dtype=torch.long)), {}, ValueError, "evaluate returned torch.int64"),
         (Returns(torch.zeros(1, 5), torch.zeros(1, 5)), {}, ValueError, r"initial guess has shape \(1, 5\), expected \(batch, 4"),
         (Returns(torch.zeros(1, 4, dtype=torch.cfloat), torch.zeros(1, 4)), {}, TypeError, "expected floating or integer"),
         (problem("integer", 1, 4, 0).system(), {"tol": 1e-3}, ValueError, "tol is 0.001 for torch.int64 values"),
         (chain(), {"initial": torch.zeros(2, 20)}, ValueError, "a tensor or None for each of the 3 layers"),
+        (pd.from_function(lambda x: None, torch.zeros(1, 4)), {}, TypeError, "f returned a NoneType"),  # type: ignore[arg-type,return-value]
+        (pd.from_function(lambda x: x.double(), torch.zeros(1, 4)), {}, ValueError, "f returned torch.float64"),
         (chain(), {"schedule": pd.Selective(("jacobi",) * 4)}, ValueError, "4 schedules were given for 3 layers: leave out 1"),
     ],
 )  # fmt: skip
@@ -340,6 +366,8 @@ def test_bad_systems(system: Any, options: dict[str, Any], error: type[Exception
         (lambda: pd.Jacobi(tol=-1), ValueError, "tol is -1"),
         (lambda: pd.Selective(()), ValueError, "expected a sequence of one schedule or more"),
         (lambda: pd.Selective(("selective",)), ValueError, "cannot hold another"),
+        (lambda: pd.from_function(lambda x: x, [[0.0]]), TypeError, "initial is a list"),  # type: ignore[arg-type]
+        (lambda: pd.from_function(lambda x: x, torch.zeros(1, 2), lipschitz=torch.eye(2)), ValueError, "lipschitz has shape"),
         (lambda: pd.from_function(lambda x: x, torch.zeros(3)), ValueError, r"initial has shape \(3,\), expected \(batch, length"),
     ],
 )  # fmt: skip
@@ -357,12 +385,17 @@ def test_corrections_need_floats() -> None:
 
 def test_names_stand_for_schedules_with_their_defaults() -> None:
     names = {
-        "sequential": "gauss-seidel",
-        "jacobi": "jacobi",
-        "gs-jacobi": "gs-jacobi",
-        "jacobi-gs": "jacobi-gs",
-        "sliding": "sliding",
+        "sequential": pd.Sequential(),
+        "gauss-seidel": pd.Sequential(),
+        "jacobi": pd.Jacobi(),
+        "gs-jacobi": pd.GaussSeidelJacobi(),
+        "jacobi-gs": pd.JacobiGaussSeidel(),
+        "sliding": pd.Sliding(),
     }
-    for name, alias in names.items():
-        (one,), (other,) = pd.solve(halves(), name).layers, pd.solve(halves(), alias).layers
-        assert one.schedule == other.schedule and type(one.schedule) in {type(schedule) for schedule in SCHEDULES}
+    for name, schedule in names.items():
+        assert pd.solve(halves(), name).layers[0].schedule == schedule
+
+
+def test_bool_systems() -> None:
+    solution = pd.solve(pd.from_function(lambda x: ~shift(x), torch.zeros(1, 5, dtype=torch.bool)), "sliding")
+    assert solution.value.tolist() == [[True, False, True, False, True]]

@@ -62,6 +62,19 @@ class LeaksRows(CumulativeSum):
         return super().evaluate(x, window) + 0.1 * x[:, :1].mean(0) * (torch.arange(12) > 0)[window.at]
 
 
+class IgnoresWhatChanged(CumulativeSum):
+    """Takes all before the window for read, but on the first pass and where windows are strided."""
+
+    def evaluate(self, x: Tensor, window: pd.Window) -> Tensor:
+        first = window.changed == 0 or window.positions.step > 1
+        return super().evaluate(x, window if first else window._replace(changed=window.positions.start - 1))
+
+
+class FirstRowLeaks(CumulativeSum):
+    def evaluate(self, x: Tensor, window: pd.Window) -> Tensor:
+        return super().evaluate(x, window) + 0.1 * (x[:, :1].cumsum(0) - x[:, :1]) * (torch.arange(12) > 0)[window.at]
+
+
 class WritesToTheIterate(CumulativeSum):
     def evaluate(self, x: Tensor, window: pd.Window) -> Tensor:
         x[:, 3] += 1
@@ -95,6 +108,8 @@ def test_a_cache_passes() -> None:
         (StaleCache, "windows disagree: over Window.*something else than over everything at position"),
         (ReadsTooFar, "not triangular|windows disagree: .*with nan at and after the last of them"),
         (LeaksRows, "rows leak: .* moves row 0 at position 1"),
+        (IgnoresWhatChanged, "windows disagree"),
+        (FirstRowLeaks, "rows leak: .* in row 1 moves row 2 at position 1"),
         (WritesToTheIterate, "evaluate wrote to the iterate, at position 3"),
         (IsRandom, "two evaluations of the same iterate differ"),
         (ChangesItsMind, r"initial\(\) differs between two calls"),

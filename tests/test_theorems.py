@@ -1,6 +1,7 @@
 """The theorems of docs/theory.md, by number, on random systems."""
 
 import math
+import random
 from typing import Any
 
 import pytest
@@ -50,6 +51,33 @@ def test_1_a_system_of_depth_d_is_exact_after_d_plus_1_sweeps_and_known_to_be_af
     solution, seen = iterates(problem.system(), pd.Jacobi(), tol=0)
     assert torch.equal(seen[min(depth + 1, len(seen)) - 1], problem.truth())
     assert solution.passes <= depth + 2
+
+
+class Mixed(pd.Schedule):
+    """A user's schedule: single positions, windows and strides as a seed has it."""
+
+    def __init__(self, seed: int) -> None:
+        object.__setattr__(self, "draw", random.Random(seed))
+
+    def window(self, front: int, length: int) -> range:
+        width, step = self.draw.choice([1, 2, 5, length]), self.draw.choice([1, 1, 2, 3])
+        return range(front, min(length, front + width * step), step)
+
+    draw: random.Random
+
+
+@theorem
+@given(problem=problems(*KINDS), seed=st.integers(0, 2**31 - 1), near=st.booleans())
+def test_1_holds_for_any_mixture_of_windows(problem: Problem, seed: int, near: bool) -> None:
+    truth = problem.truth()
+    guess = torch.where(
+        torch.rand(truth.shape, generator=torch.Generator().manual_seed(seed)) < 0.8, truth, problem.guess
+    )
+    solution, seen = iterates(problem.system(), Mixed(seed), tol=0, initial=guess if near else None)
+    assert torch.equal(solution.value, truth)
+    for number, (x, fronts) in enumerate(zip(seen, solution.layers[0].fronts.tolist(), strict=True), start=1):
+        for row, front in enumerate(fronts):
+            assert front >= number and torch.equal(x[row, :front], truth[row, :front])
 
 
 # Theorem 2: blocks and windows
