@@ -6,6 +6,7 @@ from typing import Annotated
 import matplotlib
 import numpy as np
 import torch
+import torch.nn.functional as F
 import typer
 from matplotlib import pyplot as plt
 from matplotlib.image import imsave
@@ -95,8 +96,10 @@ def _picture(images: dict[str, Tensor], solutions: dict[str, Solution], out: Pat
 
 
 def _grid(images: Tensor, columns: int) -> NDArray[np.float32]:
-    """Images (B, C, H, W) in [-1, 1] as one, (rows H, columns W) or with 3 channels last, in [0, 1]."""
+    """Images (B, C, H, W) in [-1, 1] as one, a pixel apart, (height, width) or with 3 channels last, in [0, 1]."""
     images = ((images.float().cpu() + 1) / 2).clamp(0, 1)
+    if len(images) > 1:
+        images = F.pad(images, (1, 1, 1, 1), value=0.5)
     rows = -(-len(images) // columns)
     filled = torch.cat([images, images.new_zeros(rows * columns - len(images), *images.shape[1:])])
     grid = filled.reshape(rows, columns, *images.shape[1:]).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
+import torch
 from torch import Tensor
 
 from parallel_decode.schedules import Schedule
@@ -82,6 +83,12 @@ class Solution:
     def passes(self) -> int:
         """The passes of all layers together."""
         return sum(layer.passes for layer in self.layers)
+
+    @property
+    def residual(self) -> Tensor | None:
+        """With `verify=True`, the largest residual of each row over layers and positions, shape (B,); else None."""
+        residuals = [layer.residual.amax(1) for layer in self.layers if layer.residual is not None]
+        return torch.stack(residuals).amax(0) if residuals else None
 
     def raise_for_status(self) -> "Solution":
         """The solution itself, if every row succeeded.

@@ -39,7 +39,7 @@ def test_sample_writes_a_grid_and_single_images(tmp_path: Path, checkpoint: Path
     assert code == 0 and "3 images in" in output and "3 x within tolerance" in output
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["0000.png", "0001.png", "0002.png", "grid.png"]
     assert imread(tmp_path / "a" / "0000.png").shape[:2] == (8, 8)
-    assert imread(tmp_path / "a" / "grid.png").shape[:2] == (8, 24)
+    assert imread(tmp_path / "a" / "grid.png").shape[:2] == (10, 30)
     run("sample", "--out", tmp_path / "b", *words)
     run("sample", "--out", tmp_path / "c", *words, "--seed", 1)
     images = [(tmp_path / name / "0001.png").read_bytes() for name in "abc"]

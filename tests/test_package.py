@@ -1,5 +1,6 @@
 """What importing costs, and that the examples run."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,15 @@ def test_importing_the_solver_imports_torch_and_nothing_heavier() -> None:
 def test_examples_run(example: Path, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(example)], cwd=tmp_path, check=True, capture_output=True, text=True)
     assert "passes" in done.stdout
+
+
+def test_the_examples_of_the_readme_run(capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block, names)  # noqa: S102
+    assert "within tolerance" in capsys.readouterr().out
 
 
 def test_the_overhead_benchmark_runs(tmp_path: Path) -> None:

@@ -92,6 +92,10 @@ def test_verify_measures_the_residual_of_the_value() -> None:
     exact = pd.solve(halves(), tol=0, verify=True).layers[0]
     assert loose.residual is not None and 0 < loose.residual.max() <= 3e-3 and loose.bound is None
     assert exact.residual is not None and exact.residual.max() == 0
+    solution = pd.solve(chain(), tol=1e-3, verify=True)
+    largest = torch.stack([layer.residual for layer in solution.layers if layer.residual is not None]).amax((0, 2))
+    assert solution.residual is not None and torch.equal(solution.residual, largest)
+    assert pd.solve(chain()).residual is None
 
 
 def test_callback_and_progress(capsys: pytest.CaptureFixture[str]) -> None:
