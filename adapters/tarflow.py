@@ -378,6 +378,8 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
             raise ValueError(
                 f"z is {z.dtype} of shape {tuple(z.shape)}, expected floats of shape (batch, {', '.join(map(str, self.var.shape))})"
             )
+        if z.device != self.var.device:
+            raise ValueError(f"z is on {z.device} and the flow on {self.var.device}: move one of them")
         if y is not None:
             if not self.num_classes:
                 raise ValueError("y was given, and this flow has no classes: leave it out")

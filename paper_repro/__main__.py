@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from paper_repro.data import Digits
+from paper_repro.data import DATA
 from paper_repro.train import train as run_training
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
@@ -20,6 +20,8 @@ def main() -> None:
 @app.command()
 def train(
     out: Annotated[Path, typer.Option(help="folder for the checkpoint and the state that --resume goes on from")],
+    data: Annotated[str, typer.Option(help="digits (16 x 16, 10 classes) or photographs (32 x 32 crops)")] = "digits",
+    patch_size: int = 1,
     channels: int = 128,
     blocks: int = 4,
     layers: int = 2,
@@ -34,24 +36,26 @@ def train(
     device: str = "cpu",
     resume: Annotated[bool, typer.Option(help="go on with the training in --out")] = False,
 ) -> None:
-    """Train a class-conditional TarFlow on scikit-learn's digits at 16 x 16 (patch 1, 256 positions)."""
-    data = Digits.load()
+    """Train a TarFlow; by default on scikit-learn's digits at 16 x 16 (patch 1, so 256 positions)."""
+    if data not in DATA:
+        raise typer.BadParameter(f"--data is {data!r}, expected one of {', '.join(DATA)}")
+    images = DATA[data]()
     config = {
-        "in_channels": data.in_channels,
-        "img_size": data.img_size,
-        "patch_size": 1,
+        "in_channels": images.in_channels,
+        "img_size": images.img_size,
+        "patch_size": patch_size,
         "channels": channels,
         "num_blocks": blocks,
         "layers_per_block": layers,
         "nvp": nvp,
-        "num_classes": data.num_classes,
+        "num_classes": images.num_classes,
         "noise_std": noise_std,
     }
     out.mkdir(parents=True, exist_ok=True)
     try:
         lines = run_training(
             out,
-            data,
+            images,
             config,
             steps=steps,
             batch_size=batch_size,

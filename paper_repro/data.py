@@ -1,15 +1,29 @@
 """Training images in [-1, 1] with their labels."""
 
 import math
-from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
+from skimage import data as skimage_data
+from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+class Images(Protocol):
+    """What training needs of a data set."""
+
+    img_size: int
+    in_channels: int
+    num_classes: int
+
+    def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """`size` training images (size, C, H, W) in [-1, 1], and their labels (size,), None without classes."""
+
+    def held_out(self) -> tuple[Tensor, Tensor | None]:
+        """Images that training never sees, the same at every call, and their labels."""
+
+
 class Digits:
     """scikit-learn's 1797 handwritten digits (8 x 8), drawn at 16 x 16 under small random affine maps.
 
@@ -17,20 +31,15 @@ class Digits:
     the few images by heart. Every tenth image is held out.
     """
 
-    images: Tensor  # (N, 1, 8, 8) in [-1, 1]
-    labels: Tensor  # (N,)
-    held_out_images: Tensor
-    held_out_labels: Tensor
-
     img_size, in_channels, num_classes = 16, 1, 10
 
-    @classmethod
-    def load(cls) -> "Digits":
+    def __init__(self) -> None:
         digits = load_digits()
-        images = torch.from_numpy(digits.images).float()[:, None] / 8 - 1
+        images = torch.from_numpy(digits.images).float()[:, None] / 8 - 1  # (N, 1, 8, 8)
         labels = torch.from_numpy(digits.target)
         held_out = torch.arange(len(labels)) % 10 == 9
-        return cls(images[~held_out], labels[~held_out], images[held_out], labels[held_out])
+        self.images, self.labels = images[~held_out], labels[~held_out]
+        self.held_out_images, self.held_out_labels = images[held_out], labels[held_out]
 
     def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """`size` training images (size, 1, 16, 16), each under a random affine map, and their labels (size,)."""
@@ -50,3 +59,50 @@ class Digits:
         grid = F.affine_grid(theta, [len(images), 1, self.img_size, self.img_size], align_corners=False)
         drawn = F.grid_sample(images + 1, grid, mode="bicubic", padding_mode="zeros", align_corners=False)
         return drawn.clamp(0, 2) - 1
+
+
+class Photographs:
+    """32 x 32 crops of the photographs that come with scikit-image and scikit-learn, in colour, at random scales.
+
+    There are seven: six to train on, and scikit-learn's flower is held out.
+    """
+
+    img_size, in_channels, num_classes = 32, 3, 0
+
+    def __init__(self) -> None:
+        china, flower = load_sample_images().images
+        left, _, _ = skimage_data.stereo_motorcycle()
+        ours = [
+            skimage_data.astronaut(),
+            skimage_data.chelsea(),
+            skimage_data.coffee(),
+            skimage_data.rocket(),
+            left,
+            china,
+        ]
+        self.photographs = [torch.from_numpy(p.copy()).permute(2, 0, 1).float() / 127.5 - 1 for p in ours]
+        self.flower = torch.from_numpy(flower.copy()).permute(2, 0, 1).float() / 127.5 - 1
+
+    def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, None]:
+        """`size` crops (size, 3, 32, 32) of the training photographs."""
+        chosen = torch.randint(len(self.photographs), (size,), generator=generator)
+        return torch.stack([self._crop(self.photographs[i], generator) for i in chosen.tolist()]), None
+
+    def held_out(self) -> tuple[Tensor, None]:
+        """256 crops of the flower."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.stack([self._crop(self.flower, generator) for _ in range(256)]), None
+
+    def _crop(self, photograph: Tensor, generator: torch.Generator) -> Tensor:
+        """A square of 32 to 256 pixels, drawn at 32 x 32, and mirrored half of the time."""
+        scale, down, right, mirrored = torch.rand(4, generator=generator).tolist()
+        side = round(32 * 8**scale)
+        top, start = (
+            int(share * (extent - side + 1)) for share, extent in zip((down, right), photograph.shape[1:], strict=True)
+        )
+        square = photograph[None, :, top : top + side, start : start + side]
+        crop = F.interpolate(square, (32, 32), mode="area")[0]
+        return crop.flip(2) if mirrored < 0.5 else crop
+
+
+DATA: dict[str, type[Digits] | type[Photographs]] = {"digits": Digits, "photographs": Photographs}

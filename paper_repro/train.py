@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from paper_repro.data import Digits
+from paper_repro.data import Images
 from parallel_decode.adapters.tarflow import TarFlow
 
 
-def loss(flow: TarFlow, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def loss(flow: TarFlow, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood in nats per dimension, without its constant, and z (TarFlow, arXiv 2412.06329)."""
     with torch.autocast(x.device.type, torch.bfloat16):
         z, logdet = flow(x, y)
@@ -28,7 +28,7 @@ def rate(step: int, steps: int, warmup: int = 100) -> float:
 
 def train(
     out: Path,
-    data: Digits,
+    data: Images,
     config: dict[str, Any],
     *,
     steps: int,
@@ -74,10 +74,11 @@ def train(
     for step in (bar := tqdm(range(first, steps), initial=first, total=steps, unit="step")):
         x, y = data.batch(batch_size, generator)
         x = x + config["noise_std"] * torch.randn(x.shape, generator=generator)
-        y = torch.where(torch.rand(batch_size, generator=generator) < drop_label, -1, y)
+        if y is not None:
+            y = torch.where(torch.rand(batch_size, generator=generator) < drop_label, -1, y).to(device)
         for group in optimizer.param_groups:
             group["lr"] = lr * rate(step, steps)
-        value, z = loss(flow, x.to(device), y.to(device))
+        value, z = loss(flow, x.to(device), y)
         optimizer.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
@@ -97,9 +98,9 @@ def train(
 
 
 @torch.no_grad()
-def held_out_loss(flow: TarFlow, data: Digits, noise_std: float) -> float:
+def held_out_loss(flow: TarFlow, data: Images, noise_std: float) -> float:
     """The loss on the held-out images, under noise that is the same at every call."""
     x, y = data.held_out()
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     device = flow.var.device
-    return loss(flow, (x + noise_std * noise).to(device), y.to(device))[0].item()
+    return loss(flow, (x + noise_std * noise).to(device), None if y is None else y.to(device))[0].item()

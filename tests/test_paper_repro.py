@@ -8,7 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 from paper_repro.__main__ import app
-from paper_repro.data import Digits
+from paper_repro.data import Digits, Photographs
 from paper_repro.train import held_out_loss, rate, train
 from parallel_decode.adapters.tarflow import TarFlow
 
@@ -19,13 +19,29 @@ OPTIONS: dict[str, Any] = dict(steps=6, batch_size=8, lr=1e-3, save_every=2)
 
 
 def test_digits_are_drawn_in_range_and_held_out() -> None:
-    data = Digits.load()
+    data = Digits()
     assert len(data.labels) + len(data.held_out_labels) == 1797 and len(data.held_out_labels) == 179
     x, y = data.batch(500, torch.Generator().manual_seed(0))
     assert x.shape == (500, 1, 16, 16) and x.min() == -1 and 0.9 < x.max() <= 1 and set(y.tolist()) == set(range(10))
     upright, _ = data.held_out()
     small = torch.nn.functional.avg_pool2d(upright, 2)
     assert (small - data.held_out_images).abs().mean() < 0.15
+
+
+def test_photographs_are_cropped_in_range_and_held_out() -> None:
+    data = Photographs()
+    x, y = data.batch(64, torch.Generator().manual_seed(0))
+    assert x.shape == (64, 3, 32, 32) and y is None and -1 <= x.min() < -0.9 and 0.9 < x.max() <= 1
+    again, _ = data.batch(64, torch.Generator().manual_seed(0))
+    assert torch.equal(x, again) and x.std((1, 2, 3)).min() > 0
+    held_out, _ = data.held_out()
+    assert held_out.shape == (256, 3, 32, 32) and torch.equal(held_out, data.held_out()[0])
+
+
+def test_a_flow_without_classes_trains(tmp_path: Path) -> None:
+    config = CONFIG | {"in_channels": 3, "img_size": 32, "patch_size": 8, "num_classes": 0}
+    lines = list(train(tmp_path, Photographs(), config, **OPTIONS | {"lr": 1e-2}))
+    assert lines[-1]["held_out"] < lines[0]["held_out"]
 
 
 def test_rate_rises_then_falls_to_zero() -> None:
@@ -35,7 +51,7 @@ def test_rate_rises_then_falls_to_zero() -> None:
 
 
 def test_training_learns_and_resumes_where_it_stopped(tmp_path: Path) -> None:
-    data = Digits.load()
+    data = Digits()
     whole = list(train(tmp_path / "whole", data, CONFIG, **OPTIONS))
     assert [line["step"] for line in whole] == [2, 4, 6] and whole[-1]["loss"] < whole[0]["loss"]
     for _ in train(tmp_path / "parts", data, CONFIG, **OPTIONS):
@@ -47,12 +63,12 @@ def test_training_learns_and_resumes_where_it_stopped(tmp_path: Path) -> None:
 
 
 def test_a_flow_that_only_shifts_learns_its_prior(tmp_path: Path) -> None:
-    list(train(tmp_path, Digits.load(), CONFIG | {"nvp": False}, **OPTIONS))
+    list(train(tmp_path, Digits(), CONFIG | {"nvp": False}, **OPTIONS))
     assert (TarFlow.from_checkpoint(tmp_path).var != 1).all()
 
 
 def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
-    list(train(tmp_path / "done", Digits.load(), CONFIG, **OPTIONS))
+    list(train(tmp_path / "done", Digits(), CONFIG, **OPTIONS))
     for words, message in (
         (["--out", str(tmp_path / "done")], "pass --resume to go on with it"),
         (["--out", str(tmp_path / "new"), "--resume"], "there is nothing to resume"),

@@ -277,6 +277,7 @@ def test_n_labels_and_generator() -> None:
         ({}, "ask for no number of samples"),
         ({"n": 2, "z": noise()}, r"ask for \[2, 3\] samples"),
         ({"z": noise()[:, :4]}, r"z is torch.float64 of shape \(3, 4, 4\), expected floats of shape \(batch, 16, 4\)"),
+        ({"z": noise().to("meta")}, "z is on meta and the flow on cpu: move one of them"),
         ({"n": 1, "y": 3}, "y holds class 3, expected numbers below 3"),
         ({"n": 1, "y": torch.tensor([0.5])}, "y is torch.float32"),
         ({"n": 1, "y": [0, 1]}, r"ask for \[1, 2\] samples"),
