@@ -4,14 +4,12 @@ python benchmarks/overhead.py [--out results.json]
 """
 
 import argparse
-import json
-import platform
 import statistics
-import subprocess
 import time
 from pathlib import Path
 
 import torch
+from report import write
 from torch import Tensor
 
 import parallel_decode as pd
@@ -67,15 +65,7 @@ def main() -> None:
     for name, row in rows.items():
         print(f"{name:30}" + "".join(f"{value:11.1f}" for value in row.values()))
     if options.out:
-        commit = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip()
-        machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
-        versions = {"torch": torch.__version__, "python": platform.python_version(), "commit": commit}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(
-            json.dumps({"length": options.length} | machine | versions | {"us_per_pass": rows}, indent=1)
-        )
+        write(options.out, {"length": options.length, "runs": options.runs, "us_per_pass": rows})
 
 
 if __name__ == "__main__":

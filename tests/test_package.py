@@ -1,5 +1,6 @@
 """What importing costs, and that the examples run."""
 
+import json
 import re
 import subprocess
 import sys
@@ -32,8 +33,15 @@ def test_the_examples_of_the_readme_run(capsys: pytest.CaptureFixture[str]) -> N
     assert "within tolerance" in capsys.readouterr().out
 
 
-def test_the_overhead_benchmark_runs(tmp_path: Path) -> None:
-    script = str(ROOT / "benchmarks" / "overhead.py")
-    command = [sys.executable, script, *["--runs", "1", "--length", "16", "--out", "a/b.json"]]
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("overhead.py", "--runs", "1", "--length", "16"), "Sliding(width=64)"),
+        (("flows.py", "--runs", "1", "--batches", "1"), "SeJD to the letter"),
+    ],
+)
+def test_benchmarks_run(words: tuple[str, ...], expected: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / words[0]), *words[1:], "--out", "a/b.json"]
     done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
-    assert "Sliding(width=64)" in done.stdout and (tmp_path / "a" / "b.json").exists()
+    assert expected in done.stdout
+    assert {"machine", "versions"} < json.loads((tmp_path / "a" / "b.json").read_text()).keys()
