@@ -3,7 +3,7 @@
     python benchmarks/flows.py [--checkpoint FOLDER_OR_FILE] [--batches 1 4 16] [--out results.json]
 
 Each figure is a median over interleaved runs in one process. The baseline is sequential decoding over a key-value cache with
-fixed storage, which is faster than what TarFlow's own code does. Deviations are from the baseline's images.
+fixed storage. Deviations are from the baseline's images.
 """
 
 import argparse
