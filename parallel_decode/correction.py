@@ -1,11 +1,12 @@
 """Causal corrections: what a fixed-point pass may add without losing its finite end (theorem 5)."""
 
 from abc import ABC, abstractmethod
-from typing import Any
 
 from torch import Tensor
 
 from parallel_decode.system import Window
+
+Memory = tuple[Tensor, ...] | None
 
 
 class Correction(ABC):
@@ -17,14 +18,15 @@ class Correction(ABC):
     """
 
     @abstractmethod
-    def correct(self, x: Tensor, fx: Tensor, window: Window, memory: Any) -> tuple[Tensor, Any]:
+    def correct(self, x: Tensor, fx: Tensor, window: Window, memory: Memory) -> tuple[Tensor, Memory]:
         """The corrected values of one pass.
 
         Args:
             x: the iterate x_old, shape (B, L, *E). Not to be written to.
             fx: f(x) at the window's positions, shape (B, W, *E). Where a position of a row is final, fx equals x.
-            window: the window of this pass. Positions outside it do not move.
-            memory: what the last call returned; None on the first pass of a layer.
+            window: the window of this pass, with `take` and `put` for values at its positions. Positions outside it do not move.
+            memory: what the last call returned, a tuple of tensors that have the batch as first dimension (rows that are
+                done may leave it between two passes); None on the first pass of a layer.
 
         Returns:
             The new values at the window's positions, shape (B, W, *E), and the memory for the next pass. The added term

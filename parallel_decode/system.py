@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -17,15 +18,37 @@ class Window(NamedTuple):
         positions: what to evaluate, in rising order. Its step is 1 but for Jacobi-Gauss-Seidel.
         changed: from here on the iterate may differ from what the system last read. What a system keeps for earlier positions
             (a key-value cache) is good; it has to read again all from here to the last of `positions`. 0 on the first pass.
+        shift: where every row has a window of its own, shape (B,), how many positions further on than `positions`, and
+            `changed`, those of each row are (never past the end); None where all rows have the same. Only a
+            system that says it is `ragged` meets it.
     """
 
     positions: range
     changed: int
+    shift: Tensor | None = None
 
     @property
     def at(self) -> slice:
-        """The positions as an index into dimension 1."""
+        """The positions as an index into dimension 1, where all rows have the same."""
         return slice(self.positions.start, self.positions.stop, self.positions.step)
+
+    def index(self, device: torch.device | None = None) -> Tensor:
+        """The positions of each row, shape (B, W); (1, W) where all rows have the same."""
+        index = torch.arange(*self.at.indices(self.positions.stop), device=device)[None]
+        return index if self.shift is None else index + self.shift[:, None]
+
+    def take(self, x: Tensor) -> Tensor:
+        """The values at the window's positions: (B, L, *E) to (B, W, *E)."""
+        if self.shift is None:
+            return x[:, self.at]
+        return x[torch.arange(len(x), device=x.device)[:, None], self.index(x.device)]
+
+    def put(self, x: Tensor, values: Tensor) -> None:
+        """Write values, shape (B, W, *E), to the window's positions of x, shape (B, L, *E)."""
+        if self.shift is None:
+            x[:, self.at] = values
+        else:
+            x[torch.arange(len(x), device=x.device)[:, None], self.index(x.device)] = values
 
     @classmethod
     def full(cls, length: int) -> "Window":
