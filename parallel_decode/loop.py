@@ -6,11 +6,11 @@ Shapes: B batch rows, L positions, W positions of the window, *E the event.
 import math
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from parallel_decode.correction import Memory
 from parallel_decode.schedules import Schedule
 from parallel_decode.solution import LayerStats, Status
 from parallel_decode.system import TriangularSystem, Window
@@ -19,19 +19,31 @@ from parallel_decode.system import TriangularSystem, Window
 class Loop:
     """The loop over one layer: each `step` is one pass.
 
+    Rows that are done leave the batch once they are a quarter of it, if the system can drop them.
+
     Attributes:
-        x: the iterate, shape (B, L, *E); finite beyond the fronts.
-        front: shape (B,), the leading positions that are final; an int where all rows have the same.
+        working: the system of the rows still in the batch.
+        x: the iterate of the rows still in the batch, shape (B, L, *E); finite beyond the fronts.
+        front: shape (B,), their leading positions that are final; an int where all have the same.
         least, most: the range of the fronts, known here without asking the device.
-        trace: after each pass the fronts and residuals, shape (2, B) on the host; an int is the front of all rows
+        rows: which of the rows that there were at first these are; None for all.
+        trace: after each pass the fronts and residuals, shape (2, all rows) on the host; an int is the front of all rows
             after a pass that had nothing to compare.
     """
 
-    def __init__(self, system: TriangularSystem, schedule: Schedule, tol: float | None, guess: Tensor | None) -> None:
+    def __init__(
+        self,
+        system: TriangularSystem,
+        schedule: Schedule,
+        tol: float | None,
+        guess: Tensor | None,
+    ) -> None:
         self.began = time.perf_counter()
-        self.system, self.schedule = system, schedule
-        self.x = _first_guess(system, schedule, guess)
+        self.system = self.working = system
+        self.schedule = schedule
+        self.x = self.whole = _first_guess(system, schedule, guess)
         self.tol = _tolerance(tol if schedule.tol is None else schedule.tol, self.x)
+        self.chooser = schedule.begin(system, self.x, self.tol)
         if schedule.correction is not None and not self.x.is_floating_point():
             raise TypeError(f"{schedule!r} has a correction, and the system is {self.x.dtype}: corrections need floats")
         self.batch, length = self.x.shape[:2]
@@ -39,9 +51,12 @@ class Loop:
         self.at = torch.arange(self.length, device=self.x.device)
         self.front: Tensor | int = 0
         self.least = self.most = 0
-        self.changed = 0
+        self.ragged = schedule.ragged and system.ragged
+        self.fresh: Tensor | int = 0  # from here on the iterate may have changed; on the host, for each row if ragged
         self.clean: Tensor | None = None  # (B, L), for strided windows: evaluated, and nothing before it moved since
-        self.memory: Any = None  # the correction's
+        self.memory: Memory = None  # the correction's
+        self.rows: Tensor | None = None
+        self.may_drop = schedule.freezes
         self.lost: dict[int, tuple[int, Tensor]] = {}  # row -> its first position that is not finite, and its value
         self.trace: list[Tensor | int] = []
         self.positions = 0
@@ -49,15 +64,24 @@ class Loop:
 
     def step(self) -> None:
         """One pass: a window, f on it, and the front."""
-        self.window = Window(self.schedule.window(self.least, self.length), self.changed)
+        self.window = self._window()
         new = self._evaluate(self.window)
         if len(self.window.positions) == 1 and self.least == self.most:  # from final values alone: nothing to compare
             self.x[:, self.least] = new[:, 0]
-            self.changed, self.clean = self.least, None
+            self.fresh, self.clean = self.least, None
             self.front = self.least = self.most = self.least + 1
             self.trace.append(self.least)
         else:
             self._settle(new)
+
+    def _window(self) -> Window:
+        positions = self.chooser.window(self.least, self.length)
+        if not self.ragged or self.least == self.most:
+            return Window(positions, self.fresh if isinstance(self.fresh, int) else int(self.fresh.min()))
+        self.starts = self.host_front.clamp(max=self.length - len(positions))
+        before = max(0, int((self.starts - self.fresh).max()))
+        shift = (self.starts - positions.start).to(self.x.device, non_blocking=True)
+        return Window(positions, positions.start - before, shift)
 
     def _evaluate(self, window: Window) -> Tensor:
         p = window.positions
@@ -71,8 +95,8 @@ class Loop:
             raise ValueError(
                 f"{self.schedule!r} chose {p} with the front at {self.least} of {self.length}: a window is a range that rises from the front"
             )
-        new = self.system.evaluate(self.x, window)
-        expected = (self.batch, len(p), *self.x.shape[2:])
+        new = self.working.evaluate(self.x, window)
+        expected = (len(self.x), len(p), *self.x.shape[2:])
         if new.shape != expected or new.dtype != self.x.dtype:
             raise ValueError(
                 f"{type(self.system).__name__}.evaluate returned {new.dtype} of shape {tuple(new.shape)} "
@@ -83,11 +107,11 @@ class Loop:
 
     def _settle(self, new: Tensor) -> None:
         window, positions = self.window, self.window.positions
-        old = self.x[:, window.at]
+        old = window.take(self.x)
         if self.most > self.least:  # rows ahead of the others keep what is final
-            new = torch.where(_like(self.at[window.at] < self._fronts()[:, None], new), old, new)
-        if self.schedule.correction is not None:
-            new, self.memory = self.schedule.correction.correct(self.x, new, window, self.memory)
+            new = torch.where(_like(window.index(new.device) < self._fronts()[:, None], new), old, new)
+        if self.chooser.correction is not None:
+            new, self.memory = self.chooser.correction.correct(self.x, new, window, self.memory)
         change = _event_max(_difference(new, old))
         relative = self.tol > 0 and self.schedule.freezes
         settled = change <= (self.tol * (1 + _event_max(old.abs())) if relative else self.tol)
@@ -98,17 +122,53 @@ class Loop:
         if not finite and self.schedule.freezes:
             new, front = self._without_non_finite(new, old, settled)
             host = _to_host(front, residual)
-        self.x[:, window.at] = new
+        window.put(self.x, new)
 
-        self.front, self.compared = front, True
-        self.least, self.most = map(int, host[0].aminmax())
-        self.trace.append(host)
-        if not finite:  # what the system keeps of this pass may be spoilt
-            self.changed, self.memory = window.changed, None
+        self.front, self.host_front, self.compared = front, host[0].long(), True
+        self.least, self.most = map(int, self.host_front.aminmax())
+        self._record(host)
+        if not finite:  # what the system keeps of this pass may be spoilt: the next reads again what this one did
+            self.memory = None
+            if window.shift is not None:
+                self.fresh = self.starts - (positions.start - window.changed)
         elif self.tol == 0 and self.schedule.freezes:  # what settled did not change at all
-            self.changed = self.least - 1
+            self.fresh = self.least - 1 if window.shift is None else self.host_front - 1
         else:
-            self.changed = positions.start
+            self.fresh = positions.start if window.shift is None else self.starts
+        if self.may_drop and self.least < self.length == self.most:
+            self._drop()
+
+    def _drop(self) -> None:
+        """Let the rows that are done leave the batch, once they are a quarter of it."""
+        at_work = self.host_front < self.length
+        if 4 * int(at_work.sum()) > 3 * len(at_work):
+            return
+        keep = at_work.nonzero()[:, 0].to(self.x.device)
+        fewer = self.working.select(keep)
+        if fewer is None:
+            self.may_drop = False
+            return
+        self.working = fewer
+        self.whole = self.iterate()
+        self.rows = keep if self.rows is None else self.rows[keep]
+        self.x, self.front, self.host_front = self.x[keep], self._fronts()[keep], self.host_front[at_work]
+        self.clean = None if self.clean is None else self.clean[keep]
+        self.memory = None if self.memory is None else tuple(part[keep] for part in self.memory)
+        self.fresh = self.fresh[at_work] if isinstance(self.fresh, Tensor) else self.fresh
+
+    def iterate(self) -> Tensor:
+        """The iterate of all rows, those that are done included."""
+        if self.rows is None:
+            return self.x
+        self.whole[self.rows] = self.x
+        return self.whole
+
+    def _record(self, host: Tensor) -> None:
+        if self.rows is not None:
+            whole = host.new_tensor([[float(self.length)], [0.0]]).repeat(1, self.batch)
+            whole[:, self.rows.cpu()] = host
+            host = whole
+        self.trace.append(host)
 
     def _advance(self, settled: Tensor, usable: Tensor | None = None) -> Tensor:
         """The fronts, shape (B,), after a pass in which `settled` (B, W) did not move and `usable` (all) took their new value."""
@@ -119,7 +179,7 @@ class Loop:
         if positions.step == 1:
             self.clean = None
             lead = settled[:, :-1].cumprod(1).sum(1)  # these are final, and so is the next: computed from final values
-            front = self.least + lead + (1 if usable is None else usable.gather(1, lead[:, None])[:, 0])
+            front = self._starts() + lead + (1 if usable is None else usable.gather(1, lead[:, None])[:, 0])
         else:
             if self.clean is None:
                 self.clean = self.at < self._fronts()[:, None]
@@ -139,29 +199,40 @@ class Loop:
         """
         finite = _event_finite(new)
         new = torch.where(_like(finite, new), new, old)
-        front = self._advance(settled, finite)
-        stuck = front == self.least
+        front, here = self._advance(settled, finite), self._fronts()
+        stuck = (front == here) & (here < self.length)
+        if self.window.shift is None:
+            stuck &= here == self.least
         if not stuck.any():
             return new, front
-        here = self.least
-        self.x[stuck, here:] = 0  # the guess that overflowed
-        alone = self._evaluate(Window(range(here, here + 1), self.window.changed))
+        self.x[stuck[:, None] & (self.at >= here[:, None])] = 0  # the guess that overflowed
+        shift = None if self.window.shift is None else here.clamp(max=self.length - 1) - self.least
+        alone = self._evaluate(Window(range(self.least, self.least + 1), self.window.changed, shift))
         good = _event_finite(alone)[:, 0]
-        new[stuck] = self.x[stuck][:, self.window.at]
-        new[stuck & good, 0] = alone[stuck & good, 0]
+        new[stuck] = self.window.take(self.x)[stuck]
+        offset = here - self._starts()
+        mended = stuck & good
+        new[mended, offset[mended]] = alone[mended, 0]
         for row in (stuck & ~good).nonzero()[:, 0].tolist():
-            self.lost[row] = here, alone[row, 0].clone()
+            self.lost[row if self.rows is None else int(self.rows[row])] = int(here[row]), alone[row, 0].clone()
         if self.clean is not None:
-            self.clean[stuck, here] = True
+            self.clean[stuck, self.least] = True
         return new, torch.where(stuck, torch.where(good, here + 1, self.length), front)
 
     def _fronts(self) -> Tensor:
         """The fronts, shape (B,), on the system's device."""
-        return self.front if isinstance(self.front, Tensor) else self.at.new_full((self.batch,), self.front)
+        return self.front if isinstance(self.front, Tensor) else self.at.new_full((len(self.x),), self.front)
+
+    def _starts(self) -> Tensor | int:
+        """Where the windows of the rows start."""
+        start = self.window.positions.start
+        return start if self.window.shift is None else start + self.window.shift
 
     def result(self, verify: bool) -> tuple[Tensor, list[Status], LayerStats]:
         """The value, how each row ended, and what it took."""
-        x = self.x
+        x = self.iterate()
+        fronts = self._fronts().new_full((self.batch,), self.length)
+        fronts[slice(None) if self.rows is None else self.rows] = self._fronts()
         for row, (position, value) in self.lost.items():
             x[row, position] = value
         finite = _event_finite(x)
@@ -175,7 +246,7 @@ class Loop:
         good = Status.WITHIN_TOLERANCE if self.compared and self.tol > 0 else Status.EXACT
         status = [
             Status.NON_FINITE if not whole else good if front == x.shape[1] else Status.PASS_LIMIT
-            for whole, front in zip(finite.all(1).tolist(), self._fronts().tolist(), strict=True)
+            for whole, front in zip(finite.all(1).tolist(), fronts.tolist(), strict=True)
         ]
         residual = bound = None
         if verify:
@@ -185,8 +256,8 @@ class Loop:
                 constants = self.system.lipschitz.to(residual)
                 system = torch.eye(len(constants)).to(constants) - constants
                 bound = torch.linalg.solve_triangular(system, residual.T, upper=False, unitriangular=True).T
-        fronts, residuals = records(self.trace, self.batch)
-        stats = LayerStats(self.schedule, len(self.trace), self.positions, seconds, fronts, residuals, residual, bound)
+        table, residuals = records(self.trace, self.batch)
+        stats = LayerStats(self.schedule, len(self.trace), self.positions, seconds, table, residuals, residual, bound)
         return x, status, stats
 
 

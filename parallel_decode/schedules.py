@@ -6,7 +6,10 @@ from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Literal
 
+from torch import Tensor
+
 from parallel_decode.correction import Correction
+from parallel_decode.system import TriangularSystem
 
 
 def _at_least_one(name: str, value: int) -> None:
@@ -50,6 +53,11 @@ class Schedule(ABC):
         return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in shown)})"
 
     @property
+    def ragged(self) -> bool:
+        """Whether every row gets a window of its own, at its own front, from systems that offer it."""
+        return False
+
+    @property
     def freezes(self) -> bool:
         """Whether positions become final one by one; if not, none is final before the whole iterate has settled."""
         return True
@@ -62,6 +70,10 @@ class Schedule(ABC):
             front: the first position that is not final, the least over the rows still at work; less than `length`.
             length: L.
         """
+
+    def begin(self, system: TriangularSystem, x: Tensor, tol: float) -> "Schedule":
+        """What chooses the windows of one run: the schedule itself, unless it has something to remember."""
+        return self
 
 
 @dataclass(frozen=True, repr=False)
@@ -122,9 +134,20 @@ class JacobiGaussSeidel(Schedule):
 
 @dataclass(frozen=True, repr=False)
 class Sliding(Schedule):
-    """`width` positions from the front."""
+    """`width` positions from the front.
+
+    Attributes:
+        width: W.
+        per_row: let every row have a window of its own, at its own front, where the system offers it; else
+            all have the window of the slowest. Fewer passes, each somewhat dearer.
+    """
 
     width: int = 64
+    per_row: bool = field(default=False, kw_only=True)
+
+    @property
+    def ragged(self) -> bool:
+        return self.per_row
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -109,7 +109,7 @@ def solve(
                 show(loop.least)
                 if callback is not None:
                     front, residual = records(loop.trace[-1:], loop.batch)
-                    callback(Pass(index, len(loop.trace), loop.window, front[0], residual[0], loop.x))
+                    callback(Pass(index, len(loop.trace), loop.window, front[0], residual[0], loop.iterate()))
         value, ends, stats = loop.result(verify)
         layers.append(stats)
         status = [max(pair, key=list(Status).index) for pair in zip(status or ends, ends, strict=True)]

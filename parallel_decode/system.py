@@ -65,9 +65,11 @@ class TriangularSystem(ABC):
         lipschitz: optional constants C, shape (L, L), strictly lower triangular, with
             |f_l(x) - f_l(y)| <= sum_m C[l, m] |x_m - y_m| in the maximum norm of the event.
             With them `solve(..., verify=True)` turns residuals into error bounds.
+        ragged: whether `evaluate` takes windows with a `shift`, where every row has positions of its own.
     """
 
     lipschitz: Tensor | None = None
+    ragged: bool = False
 
     @property
     @abstractmethod
@@ -91,6 +93,14 @@ class TriangularSystem(ABC):
             position l on positions before l alone: nothing at or after the window's last position is read, whatever
             it holds.
         """
+
+    def select(self, rows: Tensor) -> "TriangularSystem | None":
+        """The system of some rows alone, which goes on with what was kept for them; None if that is not offered.
+
+        Args:
+            rows: indices into the batch, rising, shape (fewer,).
+        """
+        return None
 
 
 class LayeredSystem(ABC):
