@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
-from typing import Literal
+from typing import Literal, Protocol
 
 from torch import Tensor
 
@@ -27,6 +27,17 @@ def check_tol(tol: float | None) -> None:
         raise TypeError(f"tol is {tol!r}, expected a number or None")
     if not (0 <= tol < math.inf):
         raise ValueError(f"tol is {tol}, expected a finite number >= 0 (0 asks for exact equality)")
+
+
+class Chooser(Protocol):
+    """What a run asks before each pass."""
+
+    @property
+    def correction(self) -> Correction | None:
+        """The correction of this pass."""
+
+    def window(self, front: int, length: int) -> range:
+        """See `Schedule.window`."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -71,8 +82,8 @@ class Schedule(ABC):
             length: L.
         """
 
-    def begin(self, system: TriangularSystem, x: Tensor, tol: float) -> "Schedule":
-        """What chooses the windows of one run: the schedule itself, unless it has something to remember."""
+    def begin(self, system: TriangularSystem, x: Tensor, tol: float) -> "Chooser":
+        """What chooses the windows of one run, from the guess x, shape (B, L, *E): the schedule itself, if it has nothing to learn."""
         return self
 
 
@@ -200,7 +211,7 @@ class Selective:
         return cls((Sequential(), Jacobi(freeze=False, tol=tau, start="zeros")))
 
 
-_NAMES: dict[str, type[Schedule] | type[Selective]] = {
+NAMES: dict[str, type[Schedule] | type[Selective]] = {
     "sequential": Sequential,
     "gauss-seidel": Sequential,
     "jacobi": Jacobi,
@@ -224,6 +235,6 @@ def as_schedule(schedule: "Schedule | Selective | str") -> "Schedule | Selective
         hint = f": call it, {schedule.__name__}(...)" if isinstance(schedule, type) else ""
         hint = ": for one for each layer, Selective((...))" if isinstance(schedule, (list, tuple)) else hint
         raise TypeError(f"schedule is {schedule!r}, expected a schedule or a name{hint}")
-    if schedule not in _NAMES:
-        raise ValueError(f"schedule is {schedule!r}, expected one of {', '.join(map(repr, _NAMES))}")
-    return _NAMES[schedule]()
+    if schedule not in NAMES:
+        raise ValueError(f"schedule is {schedule!r}, expected one of {', '.join(map(repr, NAMES))}")
+    return NAMES[schedule]()

@@ -4,7 +4,7 @@ Shapes: B batch rows, L positions, W positions of a window, *E the event (what o
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import torch
@@ -66,10 +66,14 @@ class TriangularSystem(ABC):
             |f_l(x) - f_l(y)| <= sum_m C[l, m] |x_m - y_m| in the maximum norm of the event.
             With them `solve(..., verify=True)` turns residuals into error bounds.
         ragged: whether `evaluate` takes windows with a `shift`, where every row has positions of its own.
+        cost_key, gain_key: what `Auto` remembers what it measured under: systems with equal `cost_key` take equally long
+            for a pass, and with equal `gain_key` converge alike. None, if nothing is to be remembered.
     """
 
     lipschitz: Tensor | None = None
     ragged: bool = False
+    cost_key: Hashable | None = None
+    gain_key: Hashable | None = None
 
     @property
     @abstractmethod

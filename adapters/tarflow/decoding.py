@@ -9,6 +9,7 @@ W positions of the window.
 
 import copy
 import math
+import weakref
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
@@ -319,6 +320,11 @@ class BlockSystem(TriangularSystem):
         self.at = torch.arange(z.shape[1], device=z.device)
         self.dtype, self.heads = block.proj_in.weight.dtype, block.heads
         self.network: _Network | None = None
+        device = z.device.type
+        low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.dtype
+        shape = (tuple(z.shape), block.proj_in.out_features, len(block.attn_blocks), bool(guidance))
+        self.cost_key = ("tarflow", *shape, low, z.device)
+        self.gain_key = ("tarflow", weakref.ref(block), guidance.scale, guidance.what, low)
 
     @property
     def length(self) -> int:

@@ -1,0 +1,223 @@
+"""`Auto`: sliding windows whose width is found as it runs.
+
+What is to be least is the time for a position, (passes for a position) x (seconds for a pass). Seconds are measured for
+each width and kept, for all systems that cost the same. Passes for a position follow, on every trained flow that we have measured and
+within some 10%, the law c + k / W for windows of W > 1 positions: a position needs about k passes from when the window reaches it, and
+the front moves by no more than 1 / c positions a pass, however wide the window. So a few passes at one width say how good the others would
+be, and the best of them is then tried and measured itself. A window of 1 needs exactly one pass for a position: ordinary decoding.
+"""
+
+import math
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import median
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from parallel_decode.correction import Correction
+from parallel_decode.schedules import NAMES, Chooser, Schedule
+from parallel_decode.system import TriangularSystem
+
+LATENCY, SLOWNESS = (
+    4.0,
+    0.03,
+)  # k, and c of the easier layers: 3.4 to 4.5 and 0.02 to 0.13 on the flows of the benchmarks
+FIRST = 64  # the width that is tried first
+TRIAL = 32  # passes before a width is judged in the run that tries it, and more the wider it is
+ENOUGH = 3  # samples of what a pass costs
+TOGETHER = 16  # sequential passes that are timed together
+OPTIMISM = 0.9  # of the time that is predicted for a width that was never tried
+
+
+@dataclass(frozen=True, repr=False)
+class Auto(Schedule):
+    """Sliding windows of the width that gains the most positions per second, for this layer, batch, device and dtype.
+
+    It measures as it runs, and remembers within the process for what a system calls itself (`cost_key`, `gain_key`): a first call
+    still tries widths, later ones know. `parallel_decode.Plan` keeps what was found in a file.
+
+    Attributes:
+        widths: the widths to choose from; powers of two from 8, and all positions, by default. 1, which is sequential
+            decoding, always belongs to them.
+        per_row: as for `Sliding`.
+
+    Example:
+        >>> import torch, parallel_decode as pd
+        >>> system = pd.from_function(lambda x: 1 + torch.nn.functional.pad(x, (1, -1)) / 2, torch.zeros(1, 300))
+        >>> bool((pd.solve(system, "auto").value[0, -1] - 2).abs() < 1e-4)
+        True
+    """
+
+    widths: tuple[int, ...] | None = None
+    per_row: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.widths is not None:
+            if isinstance(self.widths, int) or not all(isinstance(w, int) and w >= 1 for w in self.widths):
+                raise ValueError(f"widths is {self.widths!r}, expected whole numbers >= 1")
+            object.__setattr__(self, "widths", tuple(sorted({1, *self.widths})))
+
+    @property
+    def ragged(self) -> bool:
+        return self.per_row
+
+    def window(self, front: int, length: int) -> range:
+        raise RuntimeError("Auto chooses by what it measures in a run: solve(system, 'auto')")
+
+    def begin(self, system: TriangularSystem, x: Tensor, tol: float) -> Chooser:
+        length, batch = system.length, len(x)
+        widths = self.widths or (1, *(2**i for i in range(3, 20) if 2**i < length), length)
+        options = (self.per_row, self.correction)
+        costs = _kept(_COSTS, system.cost_key, (*options, length, torch.get_num_threads()), _Costs)
+        by_batch = _kept(_GAINS, system.gain_key, (*options, self.start, tol), dict)
+        if batch not in by_batch:  # other batches say much about this one
+            by_batch[batch] = _Gains(by_batch[min(by_batch, key=lambda b: abs(b - batch))] if by_batch else None)
+        by_batch[batch].age()
+        costs.age()
+        return _Pilot(self.correction, costs, by_batch[batch], [w for w in widths if w <= length], x.is_cuda)
+
+
+def _seconds(sample: tuple[int, float]) -> float:
+    return sample[1]
+
+
+class _Costs:
+    """Seconds of a pass by its number of positions: the least of the last samples, since what disturbs them only adds."""
+
+    def __init__(self) -> None:
+        self.samples: dict[int, deque[tuple[int, float]]] = {}
+        self.runs = 0
+
+    def add(self, size: int, seconds: float) -> bool:
+        """Take a pass down; whether that makes its size known."""
+        samples = self.samples.setdefault(size.bit_length(), deque(maxlen=31))
+        samples.append((size, seconds))
+        return len(samples) == ENOUGH
+
+    def knows(self, size: int) -> bool:
+        return len(self.samples.get(size.bit_length(), ())) >= ENOUGH
+
+    def age(self) -> None:
+        """Another run begins. Now and then windows are measured anew, lest a bad moment of the machine rules for ever."""
+        self.runs += 1
+        if self.runs % 64 == 0:
+            self.samples = {bits: samples for bits, samples in self.samples.items() if bits == 1}
+
+    def seconds(self, size: float) -> float:
+        """On a straight line between the sizes that are known; beyond them with the root of the size: a guess between flat and in proportion."""
+        known = [min(samples, key=_seconds) for _, samples in sorted(self.samples.items()) if len(samples) >= ENOUGH]
+        if size >= known[-1][0]:
+            return known[-1][1] * math.sqrt(size / known[-1][0])
+        (n0, t0), (n1, t1) = next(pair for pair in pairwise(known) if size <= pair[1][0])
+        return t0 + (t1 - t0) * (size - n0) / (n1 - n0)
+
+
+class _Gains:
+    """Passes for a position by width: measured over most of a layer, or by the law c + k / W from what was."""
+
+    def __init__(self, like: "_Gains | None" = None) -> None:
+        self.measured: dict[int, deque[float]] = {}
+        self.latest: dict[int, float] = {}  # of the present run
+        if like is not None:
+            like.age()
+            self.measured = {width: deque(paces, maxlen=5) for width, paces in like.measured.items()}
+
+    def age(self) -> None:
+        """Another run begins."""
+        for width, pace in self.latest.items():
+            self.measured.setdefault(width, deque(maxlen=5)).append(pace)
+        self.latest = {}
+
+    def passes(self, width: int) -> tuple[float, bool]:
+        """Passes for a position, and whether they were measured."""
+        if width == 1:
+            return 1.0, True
+        known = {w: median(paces) for w, paces in self.measured.items()} | self.latest
+        if width in known:
+            return known[width], True
+        if not known:
+            return SLOWNESS + LATENCY / width, False
+        near = min(known, key=lambda w: abs(w.bit_length() - width.bit_length()))
+        return max(known[near] + LATENCY * (1 / width - 1 / near), 1 / width), False
+
+
+_COSTS: OrderedDict[Hashable, _Costs] = OrderedDict()
+_GAINS: OrderedDict[Hashable, dict[int, _Gains]] = OrderedDict()
+T = TypeVar("T")
+
+
+def _kept(store: OrderedDict[Hashable, T], key: Hashable, options: Hashable, make: Callable[[], T]) -> T:
+    """What is remembered under a key; nothing is if it is None."""
+    if key is None:
+        return make()
+    value = store.pop((key, options), None) or make()
+    store[key, options] = value
+    while len(store) > 1024:
+        store.popitem(last=False)
+    return value
+
+
+class _Pilot:
+    """One run of `Auto`."""
+
+    def __init__(
+        self, correction: Correction | None, costs: _Costs, gains: _Gains, widths: list[int], asynchronous: bool
+    ) -> None:
+        self.correction, self.costs, self.gains, self.widths = correction, costs, gains, widths
+        self.asynchronous = asynchronous
+        self.width = self.size = 0
+        self.together = self.left = 0  # passes that are timed together, and how many of them are still to come
+        self.looks = self.since = self.front = (
+            0  # how often was looked, in this run and since the width changed where the front was
+        )
+        self.began = 0.0
+
+    def window(self, front: int, length: int) -> range:
+        if self.left:
+            self.left -= 1
+            return range(front, front + 1)
+        if not self.width or self._observe(front, length):
+            width = self._best(length)
+            if width != self.width:
+                self.width, self.since, self.front = width, 0, front
+        self.size = min(self.width, length - front)
+        self.together = 1 if self.width > 1 else min(TOGETHER if self.costs.knows(1) else 4, length - front)
+        self.left = self.together - 1
+        self.began = time.perf_counter()
+        return range(front, front + self.size)
+
+    def _observe(self, front: int, length: int) -> bool:
+        """Take down what the last passes took and gained; whether to think again."""
+        self.looks, self.since = self.looks + 1, self.since + 1
+        told = self.width > 1 and (front - self.front >= length // 2 or self.since >= TRIAL + self.width // 4)
+        if told:
+            self.gains.latest[self.width] = self.since / (front - self.front)
+        if min(self.looks, self.since) == 1:  # the first also prepares
+            return False
+        if self.asynchronous:  # single positions are only queued
+            torch.cuda.synchronize()
+        new = self.costs.add(self.size, (time.perf_counter() - self.began) / self.together)
+        return new or (told and self.since % 8 == 0)
+
+    def _best(self, length: int) -> int:
+        """The width with the least time for a position."""
+        if not self.costs.knows(1):
+            return 1
+        if not any(self.costs.knows(width) for width in self.widths[1:]):
+            return min(self.widths, key=lambda w: abs(w - FIRST))
+        times = {1: self.costs.seconds(1)}
+        for width in self.widths[1:]:
+            passes, measured = self.gains.passes(width)
+            mean = width - width * width / (2 * length)  # the last windows are shorter
+            times[width] = passes * self.costs.seconds(mean) * (1 if measured else OPTIMISM)
+        best = min(times, key=times.__getitem__)
+        return best if times[best] < 0.9 * times.get(self.width, math.inf) else self.width
+
+
+NAMES["auto"] = Auto
