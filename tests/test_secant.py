@@ -19,7 +19,7 @@ SECANTS = (
     pd.SecantCorrection(lags=(2,), order=1, decay=0.0, ridge=1e-6),
     pd.SecantCorrection(lags=(1, 3, 40), order=20, ridge=1e-3),
 )
-theorem = settings(max_examples=60, deadline=None, derandomize=True)
+theorem = settings(max_examples=200, deadline=None, derandomize=True)
 
 
 def with_secant(schedule: pd.Schedule, secant: pd.Correction | None = SECANTS[0]) -> pd.Schedule:
@@ -67,7 +67,7 @@ def test_a_linear_system_of_these_lags_is_solved_once_its_jacobian_is_known(lags
     plain, corrected = (pd.solve(system, pd.Jacobi(correction=c), tol=1e-6) for c in (None, secant))
     exact = pd.solve(system, "sequential").value
     assert (corrected.value - exact).abs().max() < 1e-5
-    assert corrected.passes <= 6 < plain.passes / 10
+    assert corrected.passes <= 6 < plain.passes / 5
 
 
 def test_links_of_neighbours_are_the_sequential_recurrence() -> None:
@@ -106,15 +106,22 @@ def test_the_jacobian_of_a_linear_system_is_found_and_shrunk_by_the_ridge() -> N
     torch.testing.assert_close(new, torch.tensor([[2.0, slope * 2.0]], dtype=torch.float64))
 
 
+def test_lags_beyond_the_end_say_nothing() -> None:
+    system = lagged(torch.eye(2, dtype=torch.float64) * 0.9, (1,), 12)
+    passes = [
+        pd.solve(system, pd.Jacobi(correction=pd.SecantCorrection(lags=lags)), tol=1e-6).passes
+        for lags in ((1,), (12, 1), (12,))
+    ]
+    assert passes[0] == passes[1] < passes[2] == 12
+
+
 @pytest.mark.parametrize("schedule", [pd.Jacobi(), pd.Sliding(64)], ids=repr)
 def test_a_trained_flow_takes_fewer_passes(schedule: pd.Schedule) -> None:
     flow = digits()
     labels = torch.arange(2)
     z = torch.randn(2, 256, 1, generator=torch.Generator().manual_seed(0))
     truth = pd.solve(flow.system(z, y=labels), "sequential").value
-    plain, secant = (
-        pd.solve(flow.system(z, y=labels), s, tol=1e-3) for s in (schedule, with_secant(schedule))
-    )
+    plain, secant = (pd.solve(flow.system(z, y=labels), s, tol=1e-3) for s in (schedule, with_secant(schedule)))
     assert secant.passes < 0.95 * plain.passes
     assert all(s.passes <= p.passes + 2 for s, p in zip(secant.layers, plain.layers, strict=True))
     assert (secant.value - truth).abs().max() < 0.02
@@ -123,17 +130,20 @@ def test_a_trained_flow_takes_fewer_passes(schedule: pd.Schedule) -> None:
 @pytest.mark.parametrize("schedule", [pd.Jacobi(), pd.Sliding(5), pd.JacobiGaussSeidel(3)], ids=repr)
 def test_a_row_alone_is_the_row_in_the_batch(schedule: pd.Schedule) -> None:
     batch = problem("event", 4, 14, 3)
-    seen: list[Tensor] = []
-    pd.solve(batch.system(), with_secant(schedule), tol=0, callback=lambda p: seen.append(p.x.clone()))
+
+    def iterates(system: pd.TriangularSystem) -> list[Tensor]:
+        seen: list[Tensor] = []
+        pd.solve(system, with_secant(schedule), tol=0, max_passes=3, callback=lambda p: seen.append(p.x.clone()))
+        return seen
+
+    together = iterates(batch.system())
     for row in range(4):
 
         def f(x: Tensor, row: int = row) -> Tensor:
             return batch.f(x.expand(4, -1, -1))[row : row + 1]
 
-        alone: list[Tensor] = []
-        system = pd.from_function(f, batch.guess[row : row + 1])
-        pd.solve(system, with_secant(schedule), tol=0, max_passes=3, callback=lambda p, a=alone: a.append(p.x.clone()))
-        for one, many in zip(alone[:3], seen, strict=False):
+        alone = iterates(pd.from_function(f, batch.guess[row : row + 1]))
+        for one, many in zip(alone, together, strict=True):
             torch.testing.assert_close(one[0], many[row])
 
 
@@ -187,9 +197,11 @@ def test_nothing_is_added_where_nothing_before_moved() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_any_precision(dtype: torch.dtype) -> None:
     system = lagged(torch.tensor([[0.5, 0.25], [-0.25, 0.5]], dtype=torch.float64), (1,), 40)
-    small = pd.from_function(
-        lambda x: system.evaluate(x.double(), pd.Window.full(40)).to(dtype), system.initial().to(dtype)
-    )
+
+    def f(x: Tensor) -> Tensor:
+        return system.evaluate(x.double(), pd.Window.full(40)).to(dtype)
+
+    small = pd.from_function(f, system.initial().to(dtype))
     exact = pd.solve(small, "sequential").value
     solution = pd.solve(small, with_secant(pd.Jacobi()), tol=0)
     assert solution.value.dtype == dtype
