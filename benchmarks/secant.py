@@ -1,4 +1,4 @@
-"""Passes of each block of a trained TarFlow with and without the secant correction, at the default tolerance and at 1e-3.
+"""Passes of each block of a trained TarFlow with and without the secant correction, at two tolerances.
 
     python benchmarks/secant.py [--checkpoint FOLDER_OR_FILE] [--batches 1 4 16] [--out results.json]
 

@@ -23,28 +23,29 @@ class SecantCorrection(Correction):
     A pass changes the positions by c = x_new - x_old. Jacobi takes c_l = r_l = f_l(x_old) - x_old[l], as though nothing
     before l changed. To first order in the neighbours at the lags k it is
         c_l = r_l + sum_k J_k c_{l-k}.
-    J_k is a secant estimate: the ridge regression of the changes of f_l on those of x_{l-k}, from one evaluation of l to
-    the next. Each row has its own and all its positions share it, so it is known after two passes, also where
-    no window has been yet. A pair of changes (dx, df) weighs 1 / |(dx, df)|: so neither a large change, nor an f_l that changed
-    for other reasons than x_{l-k}, rules the estimate. No evaluation is added.
+    J_k is a secant estimate: the ridge regression of the changes of f_l on those of x_{l-k}, from one evaluation of l
+    to the next. Each row has its own, and all its positions share it: it is known after two passes, also where no
+    window has been yet. A pair of changes (dx, df) weighs 1 / |(dx, df)|, so that neither a large change, nor an f_l
+    that changed for other reasons than x_{l-k}, rules the estimate. No evaluation is added.
 
-    It pays where f_l hangs mostly on its neighbours, as over image patches. Beside the passes it costs a few products of
-    (W, E) and (E, E) matrices and one solve of (K, K) for each row: little up to an E of some hundreds.
+    It pays where f_l hangs mostly on its neighbours, as over image patches. It costs a few products of (W, E) and
+    (E, E) matrices a pass, and one solve of (K, K) for each row: little up to an E of some hundreds.
 
     Attributes:
-        lags: how far back the neighbours are. (1, w) adds the patch above in images of w patches a row, read line by line.
+        lags: how far back the neighbours are; (1, w) adds the patch above in images of w patches a row.
         order: how many neighbours on a change is handed; with W or more, the recurrence above is solved.
         decay: what the pairs of the pass before weigh, where those of this pass weigh 1.
         ridge: the penalty on |J|^2 / E, where the pairs of a pass weigh 1 in all. More is nearer to Jacobi.
 
     Raises:
         TypeError: an option is of the wrong kind.
-        ValueError: `lags` are not different numbers from 1 on, `order` is less than 1, `decay` is not in [0, 1), or `ridge`
-            is not positive.
+        ValueError: `lags` are not different numbers from 1 on, `order` is less than 1, `decay` is not in [0, 1), or
+            `ridge` is not positive.
 
     References:
         Broyden, A class of methods for solving nonlinear simultaneous equations (1965): the secant condition.
-        Lim et al., Parallelizing non-linear sequential models over the sequence length (arXiv 2309.12252): exact Jacobians.
+        Lim et al., Parallelizing non-linear sequential models over the sequence length (arXiv 2309.12252): the same
+        recurrence with the exact Jacobian.
 
     Example:
         >>> import torch, parallel_decode as pd
@@ -105,9 +106,9 @@ class SecantCorrection(Correction):
     ) -> tuple[list[Tensor], tuple[Tensor, Tensor]]:
         """The Jacobian of each lag, transposed, shape (B, E, E), and the memory.
 
-        `pair` holds what each position of the window is now computed from and to, shape (B, W, K + E). The memory is the same
-        at the last evaluation of each position, shape (B, L, K + E), NaN before the first; and the products of all
-        weighted changes of it, shape (B, K + E, K + E).
+        `pair` holds what each position of the window is now computed from and to, shape (B, W, K + E). The memory is
+        the same at the last evaluation of each position, shape (B, L, K + E), NaN before the first; and the products
+        of all its weighted changes, shape (B, K + E, K + E).
         """
         batch, _, joint = pair.shape
         if memory is None:

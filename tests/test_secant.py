@@ -71,7 +71,7 @@ def test_a_linear_system_of_these_lags_is_solved_once_its_jacobian_is_known(lags
 
 
 def test_links_of_neighbours_are_the_sequential_recurrence() -> None:
-    """With the Jacobian of the memory, the added term is what one position after the other gives, over `order` links."""
+    """With the Jacobian of the memory, the new values are those of c_l = r_l + sum_k J_k c_{l-k}, one by one."""
     g = torch.Generator().manual_seed(0)
     x, fx, again = (torch.randn(3, 12, 2, generator=g, dtype=torch.float64) for _ in range(3))
     window, lags = pd.Window(range(2, 12), 0), (1, 3)
