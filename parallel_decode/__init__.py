@@ -12,6 +12,7 @@ from parallel_decode.schedules import Schedule as Schedule
 from parallel_decode.schedules import Selective as Selective
 from parallel_decode.schedules import Sequential as Sequential
 from parallel_decode.schedules import Sliding as Sliding
+from parallel_decode.secant import SecantCorrection as SecantCorrection
 from parallel_decode.solution import LayerStats as LayerStats
 from parallel_decode.solution import Solution as Solution
 from parallel_decode.solution import SolveError as SolveError
