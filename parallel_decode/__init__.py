@@ -5,6 +5,9 @@ A *system* is what to solve, x_l = f_l(x_<l); a *schedule* is which positions ea
 
 from parallel_decode.auto import Auto as Auto
 from parallel_decode.correction import Correction as Correction
+from parallel_decode.plan import Measurement as Measurement
+from parallel_decode.plan import Plan as Plan
+from parallel_decode.plan import calibrate as calibrate
 from parallel_decode.schedules import GaussSeidelJacobi as GaussSeidelJacobi
 from parallel_decode.schedules import Jacobi as Jacobi
 from parallel_decode.schedules import JacobiGaussSeidel as JacobiGaussSeidel

@@ -109,7 +109,7 @@ class Loop:
         window, positions = self.window, self.window.positions
         old = window.take(self.x)
         if self.most > self.least:  # rows ahead of the others keep what is final
-            new = torch.where(_like(window.index(new.device) < self._fronts()[:, None], new), old, new)
+            new = torch.where(_like(window.indices(new.device) < self._fronts()[:, None], new), old, new)
         if self.chooser.correction is not None:
             new, self.memory = self.chooser.correction.correct(self.x, new, window, self.memory)
         change = _event_max(_difference(new, old))

@@ -2,14 +2,18 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from torch import Tensor
 
 from parallel_decode.correction import Correction
-from parallel_decode.system import TriangularSystem
+from parallel_decode.system import LayeredSystem, TriangularSystem
+
+if TYPE_CHECKING:
+    from parallel_decode.plan import Plan
 
 
 def _at_least_one(name: str, value: int) -> None:
@@ -204,6 +208,33 @@ class Selective:
                 f"{len(schedules)} schedules were given for {depth} layers: leave out {len(schedules) - depth}"
             )
         return (schedules + schedules[-1:] * (depth - len(schedules)))[:depth]
+
+    def check(self, system: LayeredSystem | TriangularSystem) -> None:
+        """Called before a system is solved; a `Plan` warns if it was made for another."""
+
+    @classmethod
+    def from_measurements(
+        cls, plan: "Plan", among: Sequence["Schedule | str"] = ("sequential", "jacobi")
+    ) -> "Selective":
+        """The paper's rule from measurements instead of from the order of layers: for each layer the faster of the two.
+
+        The layer that is hard for Jacobi is not the first in every flow (GS-Jacobi, arXiv 2505.12849).
+
+        Args:
+            plan: what `calibrate` returned.
+            among: the schedules to choose from.
+
+        Raises:
+            ValueError: one of them was not measured.
+        """
+        wanted = [as_schedule(schedule) for schedule in among]
+        layers = []
+        for measurements in plan.measurements:
+            seconds = {m.schedule: m.seconds for m in measurements if m.schedule in wanted}
+            if len(seconds) < len(set(wanted)):
+                raise ValueError(f"the plan has no measurements of {[s for s in wanted if s not in seconds]}")
+            layers.append(min(seconds, key=seconds.__getitem__))
+        return cls(tuple(layers))
 
     @classmethod
     def sejd(cls, tau: float = 0.5) -> "Selective":

@@ -34,13 +34,13 @@ class SecantCorrection(Correction):
     Attributes:
         lags: how far back the neighbours are; (1, w) adds the patch above in images of w patches a row.
         order: how many neighbours on a change is handed; with W or more, the recurrence above is solved.
-        decay: what the pairs of the pass before weigh, where those of this pass weigh 1.
+        memory: how many passes the estimate remembers: the pairs of a pass weigh 1 - 1 / memory times as much at the next.
         ridge: the penalty on |J|^2 / E, where the pairs of a pass weigh 1 in all. More is nearer to Jacobi.
 
     Raises:
         TypeError: an option is of the wrong kind.
-        ValueError: `lags` are not different numbers from 1 on, `order` is less than 1, `decay` is not in [0, 1), or
-            `ridge` is not positive.
+        ValueError: `lags` are not different numbers from 1 on, `order` or `memory` is less than 1, or `ridge` is not
+            positive.
 
     References:
         Broyden, A class of methods for solving nonlinear simultaneous equations (1965): the secant condition.
@@ -59,22 +59,24 @@ class SecantCorrection(Correction):
 
     lags: tuple[int, ...] = (1,)
     order: int = 2
-    decay: float = 0.8
+    memory: int = 4
     ridge: float = 0.1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.lags, tuple) or not all(_is(lag, Integral) for lag in (*self.lags, self.order)):
-            raise TypeError(f"lags is {self.lags!r} and order {self.order!r}, expected a tuple of ints and an int")
+        if not isinstance(self.lags, tuple) or not all(
+            _is(lag, Integral) for lag in (*self.lags, self.order, self.memory)
+        ):
+            raise TypeError(
+                f"lags is {self.lags!r}, order {self.order!r} and memory {self.memory!r}, expected a tuple of ints and two ints"
+            )
         if not self.lags or min(self.lags) < 1 or len(set(self.lags)) < len(self.lags):
             raise ValueError(
                 f"lags is {self.lags}, expected one or more different numbers of positions, each at least 1"
             )
-        if self.order < 1:
-            raise ValueError(f"order is {self.order}, expected at least 1")
-        if not _is(self.decay, Real) or not _is(self.ridge, Real):
-            raise TypeError(f"decay is {self.decay!r} and ridge {self.ridge!r}, expected numbers")
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"decay is {self.decay}, expected at least 0 and less than 1")
+        if self.order < 1 or self.memory < 1:
+            raise ValueError(f"order is {self.order} and memory {self.memory}, expected at least 1 each")
+        if not _is(self.ridge, Real):
+            raise TypeError(f"ridge is {self.ridge!r}, expected a number")
         if not 0 < self.ridge < math.inf:
             raise ValueError(f"ridge is {self.ridge}, expected a finite number above 0")
 
@@ -119,7 +121,7 @@ class SecantCorrection(Correction):
         norm = torch.linalg.vector_norm(change, dim=2, keepdim=True)
         weight = (norm * norm.sum(1, keepdim=True)).clamp_(min=torch.finfo(pair.dtype).tiny).rsqrt_()
         change = change * weight  # the trace of its products is 1, whatever the scale
-        products = torch.baddbmm(products, change.mT, change, beta=self.decay)
+        products = torch.baddbmm(products, change.mT, change, beta=1 - 1 / self.memory)
         inputs = joint - size
         penalised = products[:, :inputs, :inputs].clone()
         penalised.diagonal(dim1=1, dim2=2).add_(self.ridge / size)

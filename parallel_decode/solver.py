@@ -55,7 +55,7 @@ def solve(
 
     Args:
         system: what to solve.
-        schedule: a schedule or its name: "sequential", "jacobi", "gs-jacobi", "jacobi-gs", "sliding", "selective".
+        schedule: a schedule or its name: "sequential", "jacobi", "gs-jacobi", "jacobi-gs", "sliding", "selective", "auto".
         tol: a position is settled once max|new - old| <= tol * (1 + max|old|), the maxima over its event. None asks
             for exact equality of integers, and for floats takes the machine epsilon to the power 2/3 (2.4e-5 in float32,
             3.7e-11 in float64). A tolerance that a schedule carries itself goes before this one.
@@ -95,6 +95,7 @@ def solve(
     schedule = as_schedule(schedule)
     rule = schedule if isinstance(schedule, Selective) else Selective((schedule,))
     schedules = rule.for_layers(depth)
+    rule.check(system)
     guesses = _guesses(initial, depth)
 
     value: Tensor | None = None
@@ -103,7 +104,7 @@ def solve(
     for index, layer_schedule in enumerate(schedules):
         layer = system.layer(index, value) if isinstance(system, LayeredSystem) else system
         loop = Loop(layer, layer_schedule, tol, guesses[index])
-        with _bar(progress, f"layer {index + 1}/{len(schedules)}", loop.length) as show:
+        with progress_bar(progress, f"layer {index + 1}/{len(schedules)}", loop.length) as show:
             while loop.least < loop.length and len(loop.trace) != max_passes:
                 loop.step()
                 show(loop.least)
@@ -132,18 +133,18 @@ def _guesses(initial: Tensor | Sequence[Tensor | None] | None, depth: int | None
 
 
 @contextmanager
-def _bar(progress: bool, name: str, length: int) -> Iterator[Callable[[int], None]]:
-    """A tqdm bar over the front; yields what moves it."""
+def progress_bar(progress: bool, name: str, length: int, unit: str = "position") -> Iterator[Callable[[int], None]]:
+    """A tqdm bar; yields what moves it."""
     if not progress:
-        yield lambda front: None
+        yield lambda done: None
         return
     try:
         from tqdm import tqdm
     except ImportError:
         raise ImportError("progress=True shows a tqdm bar: pip install tqdm") from None
-    with tqdm(total=length, desc=name, unit="position") as bar:
+    with tqdm(total=length, desc=name, unit=unit) as bar:
 
-        def show(front: int) -> None:
-            bar.update(front - bar.n)
+        def show(done: int) -> None:
+            bar.update(done - bar.n)
 
         yield show

@@ -4,7 +4,8 @@ Shapes: B batch rows, L positions, W positions of a window, *E the event (what o
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -32,7 +33,7 @@ class Window(NamedTuple):
         """The positions as an index into dimension 1, where all rows have the same."""
         return slice(self.positions.start, self.positions.stop, self.positions.step)
 
-    def index(self, device: torch.device | None = None) -> Tensor:
+    def indices(self, device: torch.device | None = None) -> Tensor:
         """The positions of each row, shape (B, W); (1, W) where all rows have the same."""
         index = torch.arange(*self.at.indices(self.positions.stop), device=device)[None]
         return index if self.shift is None else index + self.shift[:, None]
@@ -41,14 +42,14 @@ class Window(NamedTuple):
         """The values at the window's positions: (B, L, *E) to (B, W, *E)."""
         if self.shift is None:
             return x[:, self.at]
-        return x[torch.arange(len(x), device=x.device)[:, None], self.index(x.device)]
+        return x[torch.arange(len(x), device=x.device)[:, None], self.indices(x.device)]
 
     def put(self, x: Tensor, values: Tensor) -> None:
         """Write values, shape (B, W, *E), to the window's positions of x, shape (B, L, *E)."""
         if self.shift is None:
             x[:, self.at] = values
         else:
-            x[torch.arange(len(x), device=x.device)[:, None], self.index(x.device)] = values
+            x[torch.arange(len(x), device=x.device)[:, None], self.indices(x.device)] = values
 
     @classmethod
     def full(cls, length: int) -> "Window":
@@ -66,12 +67,14 @@ class TriangularSystem(ABC):
             |f_l(x) - f_l(y)| <= sum_m C[l, m] |x_m - y_m| in the maximum norm of the event.
             With them `solve(..., verify=True)` turns residuals into error bounds.
         ragged: whether `evaluate` takes windows with a `shift`, where every row has positions of its own.
+        identity: as of a `LayeredSystem`.
         cost_key, gain_key: what `Auto` remembers what it measured under: systems with equal `cost_key` take equally long
             for a pass, and with equal `gain_key` converge alike. None, if nothing is to be remembered.
     """
 
     lipschitz: Tensor | None = None
     ragged: bool = False
+    identity: Mapping[str, str | int | float] = MappingProxyType({})
     cost_key: Hashable | None = None
     gain_key: Hashable | None = None
 
@@ -108,7 +111,15 @@ class TriangularSystem(ABC):
 
 
 class LayeredSystem(ABC):
-    """A chain of triangular systems, each built from the solution of the one before (the blocks of a flow)."""
+    """A chain of triangular systems, each built from the solution of the one before (the blocks of a flow).
+
+    Attributes:
+        identity: what a `Plan` for it is a plan for: the model, the device, the type, the batch.
+    """
+
+    @property
+    def identity(self) -> Mapping[str, str | int | float]:
+        return {}
 
     @property
     @abstractmethod

@@ -16,7 +16,7 @@ from tests.systems import SCHEDULES, Problem, problem, problems
 
 SECANTS = (
     pd.SecantCorrection(),
-    pd.SecantCorrection(lags=(2,), order=1, decay=0.0, ridge=1e-6),
+    pd.SecantCorrection(lags=(2,), order=1, memory=1, ridge=1e-6),
     pd.SecantCorrection(lags=(1, 3, 40), order=20, ridge=1e-3),
 )
 theorem = settings(max_examples=200, deadline=None, derandomize=True)
@@ -230,8 +230,8 @@ def test_under_autocast() -> None:
         ({"lags": (1.5,)}, TypeError, "1.5"),
         ({"order": True}, TypeError, "order True"),
         ({"order": 0}, ValueError, "order is 0"),
-        ({"decay": "0.5"}, TypeError, "decay is '0.5'"),
-        ({"decay": 1.0}, ValueError, "decay is 1.0"),
+        ({"memory": 0.5}, TypeError, "memory 0.5"),
+        ({"memory": 0}, ValueError, "memory 0"),
         ({"ridge": 0.0}, ValueError, "ridge is 0.0"),
         ({"ridge": math.nan}, ValueError, "ridge is nan"),
     ],

@@ -12,13 +12,13 @@ import math
 import weakref
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parallel_decode.adapters.tarflow.model import HEAD_DIM, MetaBlock
+from parallel_decode.adapters.tarflow.model import HEAD_DIM, AttentionBlock, MetaBlock
 from parallel_decode.system import LayeredSystem, TriangularSystem, Window
 
 if TYPE_CHECKING:
@@ -82,9 +82,9 @@ class _Layer(NamedTuple):
     """The weights of one transformer layer."""
 
     norm: _Norm
+    mlp_norm: _Norm
     qkv: _Linear
     proj: _Linear
-    mlp_norm: _Norm
     up: _Linear
     down: _Linear
 
@@ -102,17 +102,11 @@ class _Network:
 
     def __init__(self, block: MetaBlock, y: Tensor | None, guidance: Guidance, batch: int, dtype: torch.dtype) -> None:
         self.dtype, self.nvp = dtype, block.nvp
-        self.layers = [
-            _Layer(
-                self._norm(layer.attention.norm),
-                self._linear(layer.attention.qkv),
-                self._linear(layer.attention.proj),
-                self._norm(layer.mlp.norm),
-                self._linear(layer.mlp.main[0]),
-                self._linear(layer.mlp.main[2]),
-            )
-            for layer in block.attn_blocks  # type: ignore[union-attr]
-        ]
+        self.layers = []
+        for layer in cast(list[AttentionBlock], list(block.attn_blocks)):
+            attention, (up, _, down) = layer.attention, cast(tuple[nn.Linear, nn.GELU, nn.Linear], layer.mlp.main)
+            linear = [self._linear(module) for module in (attention.qkv, attention.proj, up, down)]
+            self.layers.append(_Layer(self._norm(attention.norm), self._norm(layer.mlp.norm), *linear))
         self.proj_in, self.proj_out = self._linear(block.proj_in), self._linear(block.proj_out)
         self.pos_embed = block.permuted(block.pos_embed, 0)
         self.condition, self.temp = block.condition(y), None  # (B, 1, C); (B, 1, 1, 1), of the attention of each row
@@ -144,7 +138,7 @@ class _Network:
         """One layer, (B, T, C) to the same; keys and values go through the cache, if there is one."""
         batch, size, channels = h.shape
         h = h.view(-1, channels)
-        q, kv = layer.qkv(layer.norm(h, self.dtype)).split((channels, 2 * channels), 1)
+        q, kv = layer.qkv(layer.norm(h, self.dtype)).split_with_sizes((channels, 2 * channels), 1)
         q = q.view(batch, size, -1, HEAD_DIM).transpose(1, 2)
         if self.temp is not None:
             q = (q / self.temp).to(self.dtype)
@@ -385,8 +379,8 @@ class BlockSystem(TriangularSystem):
         values = read.take(x)
         if self.guidance:
             values = values.repeat(2, 1, 1)
-        if isinstance(read, _Read) and read.single:
-            h = network.step(values[:, 0], read.stop - 1, caches)[:, None]
+        if isinstance(read, _Read) and read.single and caches[0] is not None:
+            h = network.step(values[:, 0], read.stop - 1, cast(Sequence[_Cache], caches))[:, None]
         else:
             h = network.embed(values, read.embedding(network.pos_embed))
             for layer, cache in zip(network.layers, caches, strict=True):
@@ -408,6 +402,14 @@ class FlowSystem(LayeredSystem):
     @property
     def depth(self) -> int:
         return len(self.flow.blocks)
+
+    @property
+    def identity(self) -> dict[str, str | int | float]:
+        device = self.z.device
+        low = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else self.flow.var.dtype
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        model, guidance = self.flow.fingerprint(), self.guidance.scale
+        return {"model": model, "device": name, "dtype": str(low), "batch": len(self.z), "guidance": guidance}
 
     def _block(self, index: int) -> MetaBlock:
         return self.flow.blocks[self.depth - 1 - index]  # type: ignore[return-value]

@@ -1,5 +1,6 @@
 """The flow: density, sampling, checkpoints."""
 
+import hashlib
 import inspect
 import math
 import warnings
@@ -147,6 +148,32 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
                 )
         return FlowSystem(self, z, y, Guidance(guidance, guide_what, annealed_guidance, attn_temp))
 
+    def example(
+        self, batch_size: int, *, y: Tensor | None = None, generator: torch.Generator | None = None, **options: Any
+    ) -> LayeredSystem:
+        """A system such as `sample` solves, for `pd.calibrate`: noise of its own, and all classes in turn.
+
+        Args:
+            batch_size: B.
+            y: classes, shape (B,).
+            generator: for the noise; one with a fixed seed by default.
+            options: see `system`.
+        """
+        generator = torch.Generator(self.var.device).manual_seed(0) if generator is None else generator
+        dtype = torch.promote_types(self.var.dtype, torch.float32)
+        z = torch.randn(batch_size, *self.var.shape, generator=generator, dtype=dtype, device=self.var.device)
+        if y is None and self.num_classes:
+            y = torch.arange(batch_size) % self.num_classes
+        return self.system(z, y=y, **options)
+
+    @torch.no_grad()
+    def fingerprint(self) -> str:
+        """A hash of the names and shapes of the weights, and of up to 16 values of each, evenly spaced: what a plan knows the flow by."""
+        state = self.state_dict()
+        some = [t.flatten()[:: max(1, t.numel() // 16)][:16].float() for t in state.values()]
+        text = repr([(name, tuple(t.shape)) for name, t in state.items()])
+        return hashlib.sha256(text.encode() + torch.cat(some).cpu().numpy().tobytes()).hexdigest()[:16]
+
     @torch.no_grad()
     def sample(
         self,
@@ -158,7 +185,7 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
         guide_what: str = "ab",
         annealed_guidance: bool = False,
         attn_temp: float = 1.0,
-        schedule: Schedule | Selective | str = "selective",
+        schedule: Schedule | Selective | str = "auto",
         tol: float | None = None,
         denoise: bool = False,
         generator: torch.Generator | None = None,
@@ -175,7 +202,7 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
             guide_what: which of the transform's "a" (log-scale) and "b" (shift) are guided.
             annealed_guidance: let the strength rise linearly over the positions.
             attn_temp: attention temperature of the unconditional branch.
-            schedule: see `pd.solve`; the default is the paper's, the first block sequential and the others Jacobi.
+            schedule: see `pd.solve`; a name, a schedule, or a `pd.Plan`. The default finds the fastest as it runs.
             tol: see `pd.solve`; under bfloat16 or float16 the default is the machine epsilon of that type.
             denoise: take one gradient step of the log-likelihood, which removes the noise of training; needs `noise_std`.
             generator: for the noise.
