@@ -14,13 +14,14 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from parallel_decode.correction import Correction
 from parallel_decode.schedules import NAMES, Chooser, Schedule
+from parallel_decode.secant import SecantCorrection
 from parallel_decode.system import TriangularSystem
 
 LATENCY, SLOWNESS = (
@@ -31,7 +32,8 @@ FIRST = 64  # the width that is tried first
 TRIAL = 32  # passes before a width is judged in the run that tries it, and more the wider it is
 ENOUGH = 3  # samples of what a pass costs
 TOGETHER = 16  # sequential passes that are timed together
-OPTIMISM = 0.9  # of the time that is predicted for a width that was never tried
+SECANT, SAVED, LARGEST_EVENT = SecantCorrection(), 0.8, 256  # what it leaves of the passes, as long as it was not tried
+OPTIMISM = 0.8  # of the time that is predicted for a width that was never tried
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,6 +46,7 @@ class Auto(Schedule):
     Attributes:
         widths: the widths to choose from; powers of two from 8, and all positions, by default. 1, which is sequential
             decoding, always belongs to them.
+        secant: also try the secant correction, on floats and where no other correction is given.
         per_row: as for `Sliding`.
 
     Example:
@@ -54,6 +57,7 @@ class Auto(Schedule):
     """
 
     widths: tuple[int, ...] | None = None
+    secant: bool = field(default=True, kw_only=True)
     per_row: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -73,14 +77,24 @@ class Auto(Schedule):
     def begin(self, system: TriangularSystem, x: Tensor, tol: float) -> Chooser:
         length, batch = system.length, len(x)
         widths = self.widths or (1, *(2**i for i in range(3, 20) if 2**i < length), length)
-        options = (self.per_row, self.correction)
+        options = (self.per_row, self.correction, self.start, tol)
         costs = _kept(_COSTS, system.cost_key, (*options, length, torch.get_num_threads()), _Costs)
-        by_batch = _kept(_GAINS, system.gain_key, (*options, self.start, tol), dict)
+        by_batch = _kept(_GAINS, system.gain_key, options, dict)
         if batch not in by_batch:  # other batches say much about this one
             by_batch[batch] = _Gains(by_batch[min(by_batch, key=lambda b: abs(b - batch))] if by_batch else None)
         by_batch[batch].age()
         costs.age()
-        return _Pilot(self.correction, costs, by_batch[batch], [w for w in widths if w <= length], x.is_cuda)
+        arms = [_Arm(width) for width in widths if width <= length]
+        if self.secant and self.correction is None and x.is_floating_point() and x[0, 0].numel() <= LARGEST_EVENT:
+            arms += [_Arm(width, True) for width in widths if 1 < width <= length]
+        return _Pilot(self.correction, costs, by_batch[batch], arms, x.is_cuda)
+
+
+class _Arm(NamedTuple):
+    """What can be chosen."""
+
+    width: int
+    corrected: bool = False
 
 
 def _seconds(sample: tuple[int, float]) -> float:
@@ -91,60 +105,77 @@ class _Costs:
     """Seconds of a pass by its number of positions: the least of the last samples, since what disturbs them only adds."""
 
     def __init__(self) -> None:
-        self.samples: dict[int, deque[tuple[int, float]]] = {}
+        self.samples: dict[tuple[bool, int], deque[tuple[int, float]]] = {}
         self.runs = 0
-
-    def add(self, size: int, seconds: float) -> bool:
-        """Take a pass down; whether that makes its size known."""
-        samples = self.samples.setdefault(size.bit_length(), deque(maxlen=31))
-        samples.append((size, seconds))
-        return len(samples) == ENOUGH
-
-    def knows(self, size: int) -> bool:
-        return len(self.samples.get(size.bit_length(), ())) >= ENOUGH
 
     def age(self) -> None:
         """Another run begins. Now and then windows are measured anew, lest a bad moment of the machine rules for ever."""
         self.runs += 1
         if self.runs % 64 == 0:
-            self.samples = {bits: samples for bits, samples in self.samples.items() if bits == 1}
+            self.samples = {key: samples for key, samples in self.samples.items() if key == (False, 1)}
 
-    def seconds(self, size: float) -> float:
-        """On a straight line between the sizes that are known; beyond them with the root of the size: a guess between flat and in proportion."""
-        known = [min(samples, key=_seconds) for _, samples in sorted(self.samples.items()) if len(samples) >= ENOUGH]
-        if size >= known[-1][0]:
-            return known[-1][1] * math.sqrt(size / known[-1][0])
+    def add(self, arm: _Arm, size: int, seconds: float) -> bool:
+        """Take a pass down; whether that makes its size known."""
+        samples = self.samples.setdefault((arm.corrected, size.bit_length()), deque(maxlen=31))
+        samples.append((size, seconds))
+        return len(samples) == ENOUGH
+
+    def knows(self, arm: _Arm) -> bool:
+        return len(self.samples.get((arm.corrected, arm.width.bit_length()), ())) >= ENOUGH
+
+    def seconds(self, size: float, corrected: bool) -> float:
+        """On a straight line between the sizes that are known, and beyond them from twice what a sequential pass takes.
+
+        On the flows of the benchmarks a pass over n positions took about 2 a + b n, where a sequential one took a.
+        """
+        known = [
+            min(samples, key=_seconds)
+            for (of_corrected, bits), samples in sorted(self.samples.items())
+            if of_corrected == corrected and bits > 1 and len(samples) >= ENOUGH
+        ]
+        if not known:
+            return self.seconds(size, False)
+        if size <= known[0][0] or size >= known[-1][0]:
+            n, t = known[0] if size <= known[0][0] else known[-1]
+            fixed = min(2 * self.single(), 0.8 * t)
+            return fixed + (t - fixed) * size / n
         (n0, t0), (n1, t1) = next(pair for pair in pairwise(known) if size <= pair[1][0])
         return t0 + (t1 - t0) * (size - n0) / (n1 - n0)
 
+    def single(self) -> float:
+        """Seconds of a sequential pass."""
+        return min(self.samples[False, 1], key=_seconds)[1]
+
 
 class _Gains:
-    """Passes for a position by width: measured over most of a layer, or by the law c + k / W from what was."""
+    """Passes for a position by arm: measured over most of a layer, or by the law c + k / W from what was."""
 
     def __init__(self, like: "_Gains | None" = None) -> None:
-        self.measured: dict[int, deque[float]] = {}
-        self.latest: dict[int, float] = {}  # of the present run
+        self.measured: dict[_Arm, deque[float]] = {}
+        self.latest: dict[_Arm, float] = {}  # of the present run
         if like is not None:
             like.age()
-            self.measured = {width: deque(paces, maxlen=5) for width, paces in like.measured.items()}
+            self.measured = {arm: deque(paces, maxlen=5) for arm, paces in like.measured.items()}
 
     def age(self) -> None:
         """Another run begins."""
-        for width, pace in self.latest.items():
-            self.measured.setdefault(width, deque(maxlen=5)).append(pace)
+        for arm, pace in self.latest.items():
+            self.measured.setdefault(arm, deque(maxlen=5)).append(pace)
         self.latest = {}
 
-    def passes(self, width: int) -> tuple[float, bool]:
+    def passes(self, arm: _Arm) -> tuple[float, bool]:
         """Passes for a position, and whether they were measured."""
-        if width == 1:
-            return 1.0, True
-        known = {w: median(paces) for w, paces in self.measured.items()} | self.latest
-        if width in known:
-            return known[width], True
-        if not known:
-            return SLOWNESS + LATENCY / width, False
-        near = min(known, key=lambda w: abs(w.bit_length() - width.bit_length()))
-        return max(known[near] + LATENCY * (1 / width - 1 / near), 1 / width), False
+        known = {a: median(paces) for a, paces in self.measured.items()} | self.latest
+        if arm in known:
+            return known[arm], True
+        alike = [a for a in known if a.corrected == arm.corrected]
+        if not alike and arm.corrected:
+            passes, measured = self.passes(_Arm(arm.width))
+            return SAVED * passes if measured else math.inf, False  # only beside what was run without
+        if not alike:
+            return SLOWNESS + LATENCY / arm.width, False
+        near = min(alike, key=lambda a: abs(a.width.bit_length() - arm.width.bit_length()))
+        return max(known[near] + LATENCY * (1 / arm.width - 1 / near.width), 1 / arm.width), False
 
 
 _COSTS: OrderedDict[Hashable, _Costs] = OrderedDict()
@@ -167,57 +198,63 @@ class _Pilot:
     """One run of `Auto`."""
 
     def __init__(
-        self, correction: Correction | None, costs: _Costs, gains: _Gains, widths: list[int], asynchronous: bool
+        self, correction: Correction | None, costs: _Costs, gains: _Gains, arms: list[_Arm], asynchronous: bool
     ) -> None:
-        self.correction, self.costs, self.gains, self.widths = correction, costs, gains, widths
+        self.given, self.costs, self.gains, self.arms = correction, costs, gains, arms
         self.asynchronous = asynchronous
-        self.width = self.size = 0
+        self.arm: _Arm | None = None
+        self.size = 0
         self.together = self.left = 0  # passes that are timed together, and how many of them are still to come
-        self.looks = self.since = self.front = (
-            0  # how often was looked, in this run and since the width changed where the front was
-        )
+        self.looks = self.since = self.front = 0  # how often was looked; and since when, from which front, by this arm
         self.began = 0.0
+
+    @property
+    def correction(self) -> Correction | None:
+        return SECANT if self.arm is not None and self.arm.corrected else self.given
 
     def window(self, front: int, length: int) -> range:
         if self.left:
             self.left -= 1
             return range(front, front + 1)
-        if not self.width or self._observe(front, length):
-            width = self._best(length)
-            if width != self.width:
-                self.width, self.since, self.front = width, 0, front
-        self.size = min(self.width, length - front)
-        self.together = 1 if self.width > 1 else min(TOGETHER if self.costs.knows(1) else 4, length - front)
+        if self.arm is None or self._observe(self.arm, front, length):
+            arm = self._best(length)
+            if arm != self.arm:
+                self.arm, self.since, self.front = arm, 0, front
+        assert self.arm is not None
+        single = self.arm.width == 1
+        self.size = min(self.arm.width, length - front)
+        self.together = min(TOGETHER if self.costs.knows(_Arm(1)) else 4, length - front) if single else 1
         self.left = self.together - 1
         self.began = time.perf_counter()
         return range(front, front + self.size)
 
-    def _observe(self, front: int, length: int) -> bool:
+    def _observe(self, arm: _Arm, front: int, length: int) -> bool:
         """Take down what the last passes took and gained; whether to think again."""
         self.looks, self.since = self.looks + 1, self.since + 1
-        told = self.width > 1 and (front - self.front >= length // 2 or self.since >= TRIAL + self.width // 4)
+        told = arm.width > 1 and (front - self.front >= length // 2 or self.since >= TRIAL + arm.width // 4)
         if told:
-            self.gains.latest[self.width] = self.since / (front - self.front)
+            self.gains.latest[arm] = self.since / (front - self.front)
         if min(self.looks, self.since) == 1:  # the first also prepares
             return False
         if self.asynchronous:  # single positions are only queued
             torch.cuda.synchronize()
-        new = self.costs.add(self.size, (time.perf_counter() - self.began) / self.together)
+        new = self.costs.add(arm, self.size, (time.perf_counter() - self.began) / self.together)
         return new or (told and self.since % 8 == 0)
 
-    def _best(self, length: int) -> int:
-        """The width with the least time for a position."""
-        if not self.costs.knows(1):
-            return 1
-        if not any(self.costs.knows(width) for width in self.widths[1:]):
-            return min(self.widths, key=lambda w: abs(w - FIRST))
-        times = {1: self.costs.seconds(1)}
-        for width in self.widths[1:]:
-            passes, measured = self.gains.passes(width)
-            mean = width - width * width / (2 * length)  # the last windows are shorter
-            times[width] = passes * self.costs.seconds(mean) * (1 if measured else OPTIMISM)
+    def _best(self, length: int) -> _Arm:
+        """The arm with the least time for a position."""
+        sequential, *windows = self.arms
+        if not self.costs.knows(sequential) or not windows:
+            return sequential
+        if not any(map(self.costs.knows, windows)):
+            return min(windows, key=lambda arm: (arm.corrected, abs(arm.width - FIRST)))
+        times = {sequential: self.costs.single()}
+        for arm in windows:
+            passes, measured = self.gains.passes(arm)
+            mean = arm.width - arm.width**2 / (2 * length)  # the last windows are shorter
+            times[arm] = passes * self.costs.seconds(mean, arm.corrected) * (1 if measured else OPTIMISM)
         best = min(times, key=times.__getitem__)
-        return best if times[best] < 0.9 * times.get(self.width, math.inf) else self.width
+        return best if self.arm is None or times[best] < 0.9 * times[self.arm] else self.arm
 
 
 NAMES["auto"] = Auto
