@@ -18,7 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from parallel_decode.adapters.tarflow.graphs import Graphs
 from parallel_decode.adapters.tarflow.model import HEAD_DIM, AttentionBlock, MetaBlock
+from parallel_decode.adapters.tarflow.storage import Cache, Storage
 from parallel_decode.system import LayeredSystem, TriangularSystem, Window
 
 if TYPE_CHECKING:
@@ -89,15 +91,7 @@ class _Layer(NamedTuple):
     down: _Linear
 
 
-class _Cache(NamedTuple):
-    """Keys and values of one layer for all positions, in place."""
-
-    kv: Tensor  # (B, L, 2 C)
-    keys: Tensor  # the same storage, (B, H, L, 64)
-    values: Tensor
-
-
-class _Network:
+class Network:
     """The weights of a block in the type that it computes in."""
 
     def __init__(self, block: MetaBlock, y: Tensor | None, guidance: Guidance, batch: int, dtype: torch.dtype) -> None:
@@ -134,7 +128,7 @@ class _Network:
         h = self.proj_in(x.reshape(-1, dim).to(self.dtype)).view(batch, size, -1) + pos_embed
         return h if self.condition is None else h + self.condition
 
-    def layer(self, layer: _Layer, h: Tensor, read: "_Read | _RaggedRead", cache: "_Cache | None") -> Tensor:
+    def layer(self, layer: _Layer, h: Tensor, read: "_Read | _RaggedRead", cache: "Cache | None") -> Tensor:
         """One layer, (B, T, C) to the same; keys and values go through the cache, if there is one."""
         batch, size, channels = h.shape
         h = h.view(-1, channels)
@@ -152,7 +146,7 @@ class _Network:
         h = h + layer.down(F.gelu(layer.up(layer.mlp_norm(h, self.dtype))))
         return h.view(batch, size, channels)
 
-    def step(self, x: Tensor, position: int, caches: Sequence[_Cache]) -> Tensor:
+    def step(self, x: Tensor, position: int, caches: Sequence[Cache]) -> Tensor:
         """The same for the one position whose value is x, shape (B, D), in as few operations as can be: (B, C)."""
         h = self.proj_in(x.to(self.dtype)) + self.pos_embed[position]
         if self.condition is not None:
@@ -177,7 +171,7 @@ class _Network:
         a, b = out.chunk(2, dim=2) if self.nvp else (torch.zeros_like(out), out)
         return a, b
 
-    def select(self, rows: Tensor) -> "_Network":
+    def select(self, rows: Tensor) -> "Network":
         """The same for some rows of the batch."""
         fewer = copy.copy(self)
         if self.condition is not None and len(self.condition) > 1:
@@ -232,7 +226,7 @@ class _RaggedRead:
 
     Args:
         start: the first position of each row's window, shape (B, 1).
-        width: W.
+        width: W. What would lie beyond the last position is that position again.
         changed: how many positions before its window a row's first change lies, at most.
         stop: nothing from here on is needed.
         at: 0..L-1.
@@ -246,7 +240,7 @@ class _RaggedRead:
         size = min(before + width - 1, len(at) - 1)
         first = (start - before).clamp(0, len(at) - 1 - size)
         self.stop = stop
-        self.positions = start + at[:width]  # (B, W)
+        self.positions = (start + at[:width]).clamp(max=len(at) - 1)  # (B, W)
         self.index = first + at[:size]  # (B, T)
         self.out = (self.positions - 1 - first).clamp(min=0)[..., None]  # (B, W, 1), into T
         self.rows = torch.arange(len(start), device=at.device)[:, None]
@@ -273,51 +267,29 @@ class _RaggedRead:
         return torch.where((self.positions == 0)[..., None], z, torch.addcmul(b, z, a.exp()))
 
 
-class _Storage:
-    """The caches of all layers. The blocks of a flow, which are solved one after the other, share it.
-
-    Attributes:
-        owner: whose content it is.
-    """
-
-    def __init__(self) -> None:
-        self.kv = torch.empty(0)
-        self.caches: list[_Cache] = []
-        self.owner: object = None
-
-    def claim(self, owner: object, shape: tuple[int, int, int, int], like: Tensor) -> None:
-        """From now on the content, shape (layers, B, L, 2 C), is the owner's, and all zeros."""
-        if self.kv.shape != shape or self.kv.dtype != like.dtype or self.kv.device != like.device:
-            self._set(like.new_zeros(shape))
-        else:
-            self.kv.zero_()
-        self.owner = owner
-
-    def select(self, rows: Tensor) -> None:
-        """Only these rows of the batch from now on."""
-        self._set(self.kv[:, rows])
-
-    def _set(self, kv: Tensor) -> None:
-        self.kv, self.caches = kv, []
-        for layer in kv:
-            keys, values = layer.unflatten(2, (2, -1, HEAD_DIM)).permute(2, 0, 3, 1, 4)
-            self.caches.append(_Cache(layer, keys, values))
-
-
 class BlockSystem(TriangularSystem):
     """The inverse of one block: x_l = z_l exp(a_l(x_<l)) + b_l(x_<l), in the block's order."""
 
     ragged = True
 
-    def __init__(self, block: MetaBlock, z: Tensor, y: Tensor | None, guidance: Guidance, storage: _Storage) -> None:
+    def __init__(
+        self,
+        block: MetaBlock,
+        z: Tensor,
+        y: Tensor | None,
+        guidance: Guidance,
+        storage: Storage,
+        graphs: Graphs | None = None,
+    ) -> None:
         self.block, self.z, self.y, self.guidance, self.storage = block, z, y, guidance, storage  # z: (B, L, D)
+        self.graphs = graphs
         self.at = torch.arange(z.shape[1], device=z.device)
         self.dtype, self.heads = block.proj_in.weight.dtype, block.heads
-        self.network: _Network | None = None
+        self.network: Network | None = None
         device = z.device.type
         low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.dtype
         shape = (tuple(z.shape), block.proj_in.out_features, len(block.attn_blocks), bool(guidance))
-        self.cost_key = ("tarflow", *shape, low, z.device)
+        self.cost_key = ("tarflow", *shape, low, z.device, graphs is not None)
         self.gain_key = ("tarflow", weakref.ref(block), guidance.scale, guidance.what, low)
 
     @property
@@ -339,11 +311,13 @@ class BlockSystem(TriangularSystem):
                 full = Window.full(self.length)
                 network = self._load(dtype)
                 nothing = [None] * len(network.layers)
-                return window.take(self._transform(x, _Read(full, 0, self.at), network, nothing))
+                return window.take(self._transform(x, self.z, _Read(full, 0, self.at), network, nothing))
             with torch.inference_mode():
                 return self._decode(x, window, dtype)
 
-    def select(self, rows: Tensor) -> "BlockSystem":
+    def select(self, rows: Tensor) -> "BlockSystem | None":
+        if self.graphs is not None:  # they are for one batch size
+            return None
         both = torch.cat([rows, rows + len(self.z)]) if self.guidance else rows
         y = None if self.y is None else self.y[rows.to(self.y.device)]
         fewer = BlockSystem(self.block, self.z[rows], y, self.guidance, self.storage)
@@ -354,8 +328,11 @@ class BlockSystem(TriangularSystem):
             self.storage.owner = fewer
         return fewer
 
-    def _load(self, dtype: torch.dtype) -> _Network:
-        return _Network(self.block, self.y, self.guidance, len(self.z), dtype)
+    def _load(self, dtype: torch.dtype) -> Network:
+        network = Network(self.block, self.y, self.guidance, len(self.z), dtype)
+        return (
+            network if self.graphs is None or torch.is_grad_enabled() else self.graphs.keep_network(self.block, network)
+        )
 
     def _decode(self, x: Tensor, window: Window, dtype: torch.dtype) -> Tensor:
         if self.network is None or self.network.dtype != dtype:
@@ -365,22 +342,31 @@ class BlockSystem(TriangularSystem):
             layers, channels = len(network.layers), network.pos_embed.shape[1]
             self.storage.claim(self, (layers, copies * len(x), self.length, 2 * channels), network.proj_in.weight)
             changed = 0
+        caches = self.storage.caches
+        if self.graphs is not None and window.positions.step == 1:
+            z = self.graphs.keep("z", self.z)
+
+            def evaluate(x: Tensor, start: Tensor, width: int, before: int) -> Tensor:
+                read = _RaggedRead(start, width, before, self.length, self.at, copies)
+                return self._transform(x, z, read, network, caches)
+
+            return self.graphs.run(self.block, x, window, changed, evaluate)
         if window.shift is None:
-            return self._transform(x, _Read(window, changed, self.at), network, self.storage.caches)
+            return self._transform(x, self.z, _Read(window, changed, self.at), network, caches)
         first, width = window.positions[0], len(window.positions)
         last = window.positions[-1] + int(window.shift.max()) if x.device.type == "cpu" else self.length
         read = _RaggedRead(first + window.shift[:, None], width, first - changed, last, self.at, copies)
-        return self._transform(x, read, network, self.storage.caches)
+        return self._transform(x, self.z, read, network, caches)
 
     def _transform(
-        self, x: Tensor, read: _Read | _RaggedRead, network: _Network, caches: Sequence[_Cache | None]
+        self, x: Tensor, z: Tensor, read: _Read | _RaggedRead, network: Network, caches: Sequence[Cache | None]
     ) -> Tensor:
         """f at the window's positions, shape (B, W, D)."""
         values = read.take(x)
         if self.guidance:
             values = values.repeat(2, 1, 1)
         if isinstance(read, _Read) and read.single and caches[0] is not None:
-            h = network.step(values[:, 0], read.stop - 1, cast(Sequence[_Cache], caches))[:, None]
+            h = network.step(values[:, 0], read.stop - 1, cast(Sequence[Cache], caches))[:, None]
         else:
             h = network.embed(values, read.embedding(network.pos_embed))
             for layer, cache in zip(network.layers, caches, strict=True):
@@ -389,15 +375,17 @@ class BlockSystem(TriangularSystem):
         a, b = network.affine(h)
         if self.guidance:
             a, b = self.guidance.combine(a, b, read.positions, self.length)
-        return read.finish(a, b, self.z).to(x.dtype)
+        return read.finish(a, b, z).to(x.dtype)
 
 
 class FlowSystem(LayeredSystem):
     """Sampling: the inverses of the blocks, the last block first."""
 
-    def __init__(self, flow: "TarFlow", z: Tensor, y: Tensor | None, guidance: Guidance) -> None:
-        self.flow, self.z, self.y, self.guidance = flow, z, y, guidance
-        self.storage = _Storage()
+    def __init__(
+        self, flow: "TarFlow", z: Tensor, y: Tensor | None, guidance: Guidance, graphs: Graphs | None = None
+    ) -> None:
+        self.flow, self.z, self.y, self.guidance, self.graphs = flow, z, y, guidance, graphs
+        self.storage = Storage() if graphs is None else graphs.storage
 
     @property
     def depth(self) -> int:
@@ -417,7 +405,7 @@ class FlowSystem(LayeredSystem):
     def layer(self, index: int, value: Tensor | None) -> BlockSystem:
         x = self.z * self.flow.var.sqrt().to(self.z) if value is None else self._block(index - 1).permuted(value)
         block = self._block(index)
-        return BlockSystem(block, block.permuted(x), self.y, self.guidance, self.storage)
+        return BlockSystem(block, block.permuted(x), self.y, self.guidance, self.storage, self.graphs)
 
     def output(self, value: Tensor) -> Tensor:
         return self.flow.unpatchify(self._block(self.depth - 1).permuted(value))

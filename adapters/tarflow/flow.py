@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from parallel_decode.adapters.tarflow import checkpoint
 from parallel_decode.adapters.tarflow.decoding import FlowSystem, Guidance
+from parallel_decode.adapters.tarflow.graphs import graphs_of
 from parallel_decode.adapters.tarflow.model import HEAD_DIM, MetaBlock
 from parallel_decode.schedules import Schedule, Selective
 from parallel_decode.solution import Solution
@@ -123,6 +124,7 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
         guide_what: str = "ab",
         annealed_guidance: bool = False,
         attn_temp: float = 1.0,
+        compile: bool = False,
     ) -> LayeredSystem:
         """Sampling from z, for `pd.solve`; `Solution.value` then holds images. See `sample` for the arguments.
 
@@ -146,7 +148,13 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
                 raise ValueError(
                     f"y holds class {int(y.max())}, expected numbers below {self.num_classes}, or negative for none"
                 )
-        return FlowSystem(self, z, y, Guidance(guidance, guide_what, annealed_guidance, attn_temp))
+        guide = Guidance(guidance, guide_what, annealed_guidance, attn_temp)
+        graphs = None
+        if compile and z.is_cuda:
+            autocast = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+            options = guidance, guide_what, annealed_guidance, attn_temp
+            graphs = graphs_of(self, (z.shape, z.dtype, z.device, y is None, autocast, options))
+        return FlowSystem(self, z, y, guide, graphs)
 
     def example(
         self, batch_size: int, *, y: Tensor | None = None, generator: torch.Generator | None = None, **options: Any
@@ -187,6 +195,7 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
         attn_temp: float = 1.0,
         schedule: Schedule | Selective | str = "auto",
         tol: float | None = None,
+        compile: bool = False,
         denoise: bool = False,
         generator: torch.Generator | None = None,
         progress: bool = False,
@@ -204,6 +213,8 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
             attn_temp: attention temperature of the unconditional branch.
             schedule: see `pd.solve`; a name, a schedule, or a `pd.Plan`. The default finds the fastest as it runs.
             tol: see `pd.solve`; under bfloat16 or float16 the default is the machine epsilon of that type.
+            compile: on a CUDA device capture the windows as CUDA graphs, for this batch size, and keep them for the next
+                calls; elsewhere it does nothing.
             denoise: take one gradient step of the log-likelihood, which removes the noise of training; needs `noise_std`.
             generator: for the noise.
             progress: show a bar.
@@ -234,6 +245,7 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
             guide_what=guide_what,
             annealed_guidance=annealed_guidance,
             attn_temp=attn_temp,
+            compile=compile,
         )
         if tol is None:
             tol = _low_precision_tol(self.var)

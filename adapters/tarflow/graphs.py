@@ -1,0 +1,115 @@
+"""CUDA graphs of windows: at small batches a GPU waits for the launches of a pass, and a graph launches them as one.
+
+A graph has fixed shapes and addresses. So a window is captured for each block, width (rounded up to a power of two) and number of positions
+to read again (three to choose from); where it lies is an input, and it attends over all L positions, masked. Weights,
+noise and caches stay where they are from call to call.
+
+Not yet run on a GPU: the tests run the same functions on a CPU, without capturing them.
+"""
+
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from parallel_decode.adapters.tarflow.storage import Storage
+from parallel_decode.system import Window
+
+if TYPE_CHECKING:
+    from parallel_decode.adapters.tarflow.decoding import Network
+
+
+class Graphs:
+    """The captured windows of a flow, for one batch size, type and guidance.
+
+    Args:
+        capture: whether to capture; if not, the functions run as they are.
+    """
+
+    def __init__(self, capture: bool = True) -> None:
+        self.capture = capture
+        self.pool = torch.cuda.graph_pool_handle() if capture else None
+        self.storage = Storage()
+        self.kept: dict[Hashable, Tensor] = {}
+        self.networks: dict[nn.Module, Network] = {}
+        self.runs: dict[Hashable, Callable[[Tensor, Tensor], Tensor]] = {}
+
+    def keep(self, name: Hashable, value: Tensor) -> Tensor:
+        """The value, at an address of its own that stays the same for this name."""
+        if name not in self.kept:
+            self.kept[name] = torch.empty_like(value, memory_format=torch.contiguous_format)
+        return self.kept[name].copy_(value)
+
+    def keep_network(self, block: nn.Module, network: "Network") -> "Network":
+        """The network of a block that was kept first, with the condition and temperature of this one."""
+        kept = self.networks.setdefault(block, network)
+        for name in ("condition", "temp"):
+            value = getattr(network, name)
+            setattr(kept, name, None if value is None else self.keep((block, name), value))
+        return kept
+
+    def run(
+        self,
+        key: Hashable,
+        x: Tensor,
+        window: Window,
+        changed: int,
+        evaluate: Callable[[Tensor, Tensor, int, int], Tensor],
+    ) -> Tensor:
+        """f at the window's positions, shape (B, W, D).
+
+        Args:
+            key: what `evaluate` depends on besides its arguments.
+            x: the iterate, shape (B, L, D).
+            window: a contiguous window.
+            changed: from where the positions have to be read again.
+            evaluate: takes x, the first positions of the rows' windows (B, 1), their width, and how many positions before them
+                to read again; returns (B, width, D).
+        """
+        length, size = x.shape[1], len(window.positions)
+        width = min(length, 1 << (size - 1).bit_length())
+        needed = window.positions.start - changed
+        before = next(n for n in (1, max(1, width // 4), width, length) if n >= min(needed, length))
+        start = torch.full((len(x), 1), window.positions.start, device=x.device)
+        if window.shift is not None:
+            start += window.shift[:, None]
+        run = self.runs.get((key, width, before))
+        x, start = self.keep("x", x), self.keep("start", start)
+        if run is None:
+            run = self._captured(lambda x, start: evaluate(x, start, width, before), x, start)
+            self.runs[key, width, before] = run
+        return run(x, start)[:, :size].clone()
+
+    def _captured(
+        self, function: Callable[[Tensor, Tensor], Tensor], x: Tensor, start: Tensor
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        if not self.capture:
+            return function
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # what a first call sets up may not be captured
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                function(x, start)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            output = function(x, start)
+
+        def replay(x: Tensor, start: Tensor) -> Tensor:
+            graph.replay()
+            return output
+
+        return replay
+
+
+_GRAPHS: WeakKeyDictionary[nn.Module, tuple[Hashable, Graphs]] = WeakKeyDictionary()
+
+
+def graphs_of(flow: nn.Module, key: Hashable) -> Graphs:
+    """The graphs of a flow, which are made anew when the key, or a parameter, has changed."""
+    key = (key, tuple((p.data_ptr(), p._version) for p in flow.parameters()))
+    if flow not in _GRAPHS or _GRAPHS[flow][0] != key:
+        _GRAPHS[flow] = key, Graphs()
+    return _GRAPHS[flow][1]
