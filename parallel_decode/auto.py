@@ -24,16 +24,19 @@ from parallel_decode.schedules import NAMES, Chooser, Schedule
 from parallel_decode.secant import SecantCorrection
 from parallel_decode.system import TriangularSystem
 
-LATENCY, SLOWNESS = (
-    4.0,
-    0.03,
-)  # k, and c of the easier layers: 3.4 to 4.5 and 0.02 to 0.13 on the flows of the benchmarks
+SECANT = SecantCorrection()
+LARGEST_EVENT = 256  # numbers of a position, up to which the secant correction is tried
+# guesses, as long as nothing is known
+LATENCY = 4.0  # k: 3.4 to 4.5 on the flows of the benchmarks
+SLOWNESS = 0.05  # c: 0.02 to 0.13 there
+SAVED = 0.8  # of the passes, by the secant correction
+OPTIMISM = 0.8  # of the time that is predicted for what was never tried
+# how long to look
 FIRST = 64  # the width that is tried first
-TRIAL = 32  # passes before a width is judged in the run that tries it, and more the wider it is
+TRIAL = 8  # passes, and a quarter of the width, before it is judged in the run that tries it; wider ones than FIRST four times that
 ENOUGH = 3  # samples of what a pass costs
 TOGETHER = 16  # sequential passes that are timed together
-SECANT, SAVED, LARGEST_EVENT = SecantCorrection(), 0.8, 256  # what it leaves of the passes, as long as it was not tried
-OPTIMISM = 0.8  # of the time that is predicted for a width that was never tried
+HOPELESS = 10.0  # times slower than sequential decoding by the first pass, and a width is tried no longer
 
 
 @dataclass(frozen=True, repr=False)
@@ -230,16 +233,32 @@ class _Pilot:
 
     def _observe(self, arm: _Arm, front: int, length: int) -> bool:
         """Take down what the last passes took and gained; whether to think again."""
-        self.looks, self.since = self.looks + 1, self.since + 1
-        told = arm.width > 1 and (front - self.front >= length // 2 or self.since >= TRIAL + arm.width // 4)
-        if told:
-            self.gains.latest[arm] = self.since / (front - self.front)
-        if min(self.looks, self.since) == 1:  # the first also prepares
-            return False
+        self.looks = self.looks + 1
+        told = self._tell(arm, front, length)
         if self.asynchronous:  # single positions are only queued
             torch.cuda.synchronize()
-        new = self.costs.add(arm, self.size, (time.perf_counter() - self.began) / self.together)
+        seconds = (time.perf_counter() - self.began) / self.together
+        if min(self.looks, self.since) == 1:  # the first also prepares
+            single = self.costs.single() if self.costs.knows(_Arm(1)) else math.inf
+            if self.gains.passes(arm)[0] * seconds < HOPELESS * single:
+                return False
+            for _ in range(ENOUGH - 1):
+                self.costs.add(arm, self.size, seconds)
+        new = self.costs.add(arm, self.size, seconds)
         return new or (told and self.since % 8 == 0)
+
+    def finish(self, front: int, length: int) -> None:
+        if self.arm is not None and not self.left:
+            self._tell(self.arm, front, length)
+
+    def _tell(self, arm: _Arm, front: int, length: int) -> bool:
+        """Take down what another pass gained; whether this says how fast the arm is."""
+        self.since += 1
+        trial = TRIAL + arm.width // 4 if arm.width <= FIRST else 4 * TRIAL + arm.width // 2
+        told = arm.width > 1 and (front - self.front >= length // 2 or self.since >= trial)
+        if told:
+            self.gains.latest[arm] = self.since / (front - self.front)
+        return told
 
     def _best(self, length: int) -> _Arm:
         """The arm with the least time for a position."""

@@ -230,6 +230,7 @@ class Loop:
 
     def result(self, verify: bool) -> tuple[Tensor, list[Status], LayerStats]:
         """The value, how each row ended, and what it took."""
+        self.chooser.finish(self.least, self.length)
         x = self.iterate()
         fronts = self._fronts().new_full((self.batch,), self.length)
         fronts[slice(None) if self.rows is None else self.rows] = self._fronts()

@@ -43,6 +43,9 @@ class Chooser(Protocol):
     def window(self, front: int, length: int) -> range:
         """See `Schedule.window`."""
 
+    def finish(self, front: int, length: int) -> None:
+        """See `Schedule.finish`."""
+
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Schedule(ABC):
@@ -89,6 +92,9 @@ class Schedule(ABC):
     def begin(self, system: TriangularSystem, x: Tensor, tol: float) -> "Chooser":
         """What chooses the windows of one run, from the guess x, shape (B, L, *E): the schedule itself, if it has nothing to learn."""
         return self
+
+    def finish(self, front: int, length: int) -> None:
+        """Called at the end of a run, with the least front that was reached."""
 
 
 @dataclass(frozen=True, repr=False)

@@ -16,8 +16,8 @@ def check_system(
 
     It tries: shapes and dtypes, that the iterate is not written to, that the same inputs give the same outputs, that a
     change at l moves nothing at or before l, that rows do not leak into one another (NaN neither), that windows agree with
-    the full evaluation, that NaN at and after a window's last position has no effect, and that every schedule
-    ends at the sequential answer.
+    the full evaluation, that NaN at and after a window's last position has no effect, that rows with windows of their own and rows that go on
+    alone get the same (for systems that offer it), and that every schedule ends at the sequential answer.
 
     Args:
         system: the system; a batch of at least two rows also tries the rows.
@@ -96,6 +96,9 @@ def _check(system: TriangularSystem, points: Tensor | None, atol: float | None, 
         for beyond in [None, torch.nan] if first.is_floating_point() else [None]:
             for exact in (True, False):
                 _check_windows(system, schedule, first, other, beyond, exact, atol, where)
+    if system.ragged:
+        _check_ragged(system, first, other, atol, where)
+    _check_select(system, first, atol, where)
     for schedule in _schedules(length):
         result = solve(system, schedule, tol=0).value
         if (at := _where(result, solution, atol)) is not None:
@@ -143,6 +146,42 @@ def _check_windows(
                 f"{where}windows disagree: over {window}{reason}, evaluate gives something else than over everything "
                 f"at position {window.positions[at]}"
             )
+
+
+def _check_ragged(system: TriangularSystem, first: Tensor, other: Tensor, atol: float, where: str) -> None:
+    """Windows that part from row to row."""
+    rows, length, device = len(first), system.length, first.device
+    width = max(1, length // 4)
+    x, start, seen = first.clone(), torch.zeros(rows, dtype=torch.long), []
+    at = torch.arange(length)
+    for number in range(1 + (length - width) // width):
+        ahead = start if number == 0 else start + (number + torch.arange(rows)) % (width + 1)
+        ahead = ahead.clamp(max=length - width)
+        before, start = int((ahead - start).max()), ahead
+        least = int(start.min())
+        window = Window(range(least, least + width), least - before, (start - least).to(device))
+        seen.append((x.clone(), window, system.evaluate(x, window).clone()))
+        moved = (at >= start[:, None]).to(device)
+        x = torch.where(moved.view(*moved.shape, *[1] * (x.dim() - 2)), other if number % 2 else first, x)
+    for x, window, got in seen:
+        if (bad := _where(got, window.take(system.evaluate(x, Window.full(length))), atol)) is not None:
+            raise AssertionError(
+                f"{where}windows disagree: over {window}, evaluate gives something else than over everything at number {bad} of it"
+            )
+
+
+def _check_select(system: TriangularSystem, first: Tensor, atol: float, where: str) -> None:
+    """Some rows go on alone, with what was kept for them."""
+    half, length = max(1, system.length // 2), system.length
+    expected = system.evaluate(first, Window.full(length)).clone()
+    system.evaluate(first, Window(range(half), 0))
+    rows = torch.arange(1, len(first), 2, device=first.device)
+    fewer = system.select(rows)
+    if fewer is None or half == length or not len(rows):
+        return
+    got = fewer.evaluate(first[rows], Window(range(half, length), half))
+    if (bad := _where(got, expected[rows, half:], atol)) is not None:
+        raise AssertionError(f"{where}select: rows {rows.tolist()} alone give something else at position {half + bad}")
 
 
 def _two_points(guess: Tensor, solution: Tensor, points: Tensor | None) -> tuple[Tensor, Tensor]:

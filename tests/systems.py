@@ -24,6 +24,9 @@ SCHEDULES = (
     pd.Sliding(1),
     pd.Sliding(4),
     pd.Sliding(1000),
+    pd.Sliding(4, per_row=True),
+    pd.Sliding(1000, per_row=True),
+    pd.Auto(),
 )
 KINDS = ("linear", "tanh", "event", "integer", "sparse", "badly scaled")
 
@@ -37,8 +40,8 @@ class Problem:
     guess: Tensor
     weights: Tensor
 
-    def system(self) -> pd.TriangularSystem:
-        return pd.from_function(self.f, self.guess)
+    def system(self) -> "Rows":
+        return Rows(self.f, self.guess)
 
     @property
     def length(self) -> int:
@@ -113,3 +116,37 @@ def problems(*kinds: str, max_length: int = 16) -> st.SearchStrategy[Problem]:
 def with_guess(problem: Problem, value: float) -> Problem:
     """The same problem, guessed to be `value` everywhere."""
     return replace(problem, guess=torch.full_like(problem.guess, value))
+
+
+class Rows(pd.TriangularSystem):
+    """A system from a full-length map of all rows that gives rows windows of their own, and lets rows go.
+
+    Attributes:
+        sizes: how many rows each evaluation had.
+    """
+
+    ragged = True
+
+    def __init__(
+        self, f: Callable[[Tensor], Tensor], guess: Tensor, rows: Tensor | None = None, sizes: list[int] | None = None
+    ) -> None:
+        self.f, self.guess = f, guess
+        self.rows = torch.arange(len(guess)) if rows is None else rows
+        self.sizes: list[int] = [] if sizes is None else sizes
+
+    @property
+    def length(self) -> int:
+        return self.guess.shape[1]
+
+    def initial(self) -> Tensor:
+        return self.guess[self.rows]
+
+    def evaluate(self, x: Tensor, window: pd.Window) -> Tensor:
+        self.sizes.append(len(x))
+        beyond = torch.arange(self.length) >= window.indices()[:, -1:]
+        whole = torch.zeros_like(self.guess)
+        whole[self.rows] = torch.where(beyond.view(*beyond.shape, *[1] * (x.dim() - 2)), torch.zeros_like(x), x)
+        return window.take(self.f(whole)[self.rows])
+
+    def select(self, rows: Tensor) -> "Rows":
+        return Rows(self.f, self.guess, self.rows[rows], self.sizes)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import parallel_decode as pd
-from tests.systems import Problem, problem, problems, with_guess
+from tests.systems import Problem, Rows, problem, problems, with_guess
 from tests.test_theorems import every_schedule, theorem
 
 
@@ -205,6 +205,74 @@ def test_a_lost_row_leaves_the_others_alone(schedule: pd.Schedule) -> None:
     assert schedule == pd.Jacobi(freeze=False) or solution.passes <= clean.passes + 1
     with pytest.raises(pd.SolveError, match="rows 1: non-finite"):
         solution.raise_for_status()
+
+
+# rows
+
+
+def uneven(rows: int = 4) -> Rows:
+    """Rows that need 1, 2, 3, ... passes: their longest chains have so many links."""
+    reach = torch.arange(rows)[:, None]
+
+    def f(x: Tensor) -> Tensor:
+        return 1 + torch.where(torch.arange(x.shape[1]) <= reach, shift(x), 0)
+
+    return Rows(f, torch.zeros(rows, 30, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    "schedule", [pd.Jacobi(), pd.Sliding(28), pd.Sliding(20, per_row=True), pd.JacobiGaussSeidel(3)], ids=repr
+)
+def test_rows_that_are_done_leave_the_batch(schedule: pd.Schedule) -> None:
+    system, seen = uneven(), []
+    solution = pd.solve(system, schedule, tol=0, callback=lambda p: seen.append(p))
+    truth = pd.solve(uneven(), "sequential").value
+    assert torch.equal(solution.value, truth) and set(solution.status) == {pd.Status.EXACT}
+    assert system.sizes[0] == 4 and system.sizes[-1] < 4 and system.sizes == sorted(system.sizes, reverse=True)
+    assert all(p.x.shape == (4, 30) and p.front.shape == (4,) for p in seen)
+    fronts = solution.layers[0].fronts
+    assert fronts[-1].tolist() == [30] * 4 and (fronts.diff(dim=0) >= 0).all()
+    assert torch.equal(pd.solve(system, schedule, tol=0, verify=True).value, truth), "solving spoilt the system"
+
+
+def test_a_system_that_cannot_let_rows_go_is_asked_once() -> None:
+    class Asked(Rows):
+        asked = 0
+
+        def select(self, rows: Tensor) -> None:  # type: ignore[override]
+            Asked.asked += 1
+
+    solution = pd.solve(Asked(uneven().f, uneven().guess), tol=0)
+    assert Asked.asked == 1 and torch.equal(solution.value, pd.solve(uneven(), tol=0).value)
+
+
+def test_windows_of_their_own_take_fewer_passes() -> None:
+    """One row is slow at the start and the other at the end: a common window waits for both."""
+    slow = torch.zeros(2, 80, dtype=torch.float64)
+    slow[0, :40] = slow[1, 40:] = 0.9
+
+    def f(x: Tensor) -> Tensor:
+        return 1 + slow * shift(x)
+
+    own, common = (
+        pd.solve(Rows(f, torch.zeros_like(slow)), pd.Sliding(16, per_row=per_row), tol=1e-8)
+        for per_row in (True, False)
+    )
+    assert own.passes < 0.8 * common.passes
+    assert (own.value - common.value).abs().max() < 1e-6
+
+
+def test_a_lost_row_leaves_the_batch() -> None:
+    def f(x: Tensor) -> Tensor:
+        y = 1 + 0.9 * shift(x)
+        y[1, 5] = torch.inf
+        return y
+
+    system = Rows(f, torch.zeros(3, 40, dtype=torch.float64))
+    for schedule in (pd.Jacobi(), pd.Sliding(8, per_row=True)):
+        solution = pd.solve(system, schedule, tol=0)
+        assert solution.status == (pd.Status.EXACT, pd.Status.NON_FINITE, pd.Status.EXACT)
+        assert solution.value[1, 5] == torch.inf and solution.value[1, 6:].isnan().all()
 
 
 # layers

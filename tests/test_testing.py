@@ -8,7 +8,7 @@ from torch import Tensor
 
 import parallel_decode as pd
 from parallel_decode.testing import check_system
-from tests.systems import KINDS, problem
+from tests.systems import KINDS, Rows, problem
 from tests.test_solver import chain
 
 
@@ -129,3 +129,22 @@ def test_points_for_values_that_mean_something() -> None:
 
     tokens = torch.randint(0, 5, (2, 9), generator=torch.Generator().manual_seed(1))
     check_system(pd.from_function(f, tokens), points=tokens)
+
+
+class RaggedOffByOne(Rows):
+    def evaluate(self, x: Tensor, window: pd.Window) -> Tensor:
+        if window.shift is not None:
+            window = window._replace(shift=(window.shift - 1).clamp(min=0))
+        return super().evaluate(x, window)
+
+
+class SelectsOthers(Rows):
+    def select(self, rows: Tensor) -> Rows:
+        return super().select(rows - 1)
+
+
+@pytest.mark.parametrize(("kind", "message"), [(RaggedOffByOne, "windows disagree"), (SelectsOthers, "select: rows")])
+def test_rows_of_their_own_are_tried(kind: type[Rows], message: str) -> None:
+    made = problem("tanh", 3, 17, 0)
+    with pytest.raises(AssertionError, match=message):
+        check_system(kind(made.f, made.guess))
