@@ -93,7 +93,7 @@ class Schedule(ABC):
         """What chooses the windows of one run, from the guess x, shape (B, L, *E): the schedule itself, if it has nothing to learn."""
         return self
 
-    def finish(self, front: int, length: int) -> None:
+    def finish(self, front: int, length: int) -> None:  # noqa: B027
         """Called at the end of a run, with the least front that was reached."""
 
 

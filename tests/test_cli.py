@@ -28,7 +28,7 @@ def checkpoint(tmp_path: Path) -> Path:
 def test_demo(tmp_path: Path) -> None:
     code, output = run("demo", "--out", tmp_path / "demo.png", "--runs", 1, "--n", 4)
     assert code == 0
-    for row in ("sequential", "jacobi", "selective", "sliding", "256 256 256 256", "1.00x", "0.0e+00"):
+    for row in ("sequential", "jacobi", "selective", "auto", "256 256 256 256", "1.00x", "0.0e+00"):
         assert row in output
     assert imread(tmp_path / "demo.png").std() > 0.1
 
