@@ -80,27 +80,25 @@ def bench(
         Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True)
         raise typer.Exit(2) from None
 
-    figures: dict[str, Any] = {
+    measured: dict[str, Any] = {}
+    figures = {
         "checkpoint": str(checkpoint or "digits"),
         "device": place.type,
         "dtype": dtype,
         "tol": setting.tolerance,
         "seed": seed,
         "runs": runs,
-        "blocks_alone" if blocks else "batches": (measured := {}),
+        "blocks_alone" if blocks else "batches": measured,
     }
     for size in sizes:
         title = f"batch {size}, {dtype} on {place.type}"
         with console.status(title) as status:
-            told = partial(_show, status, title)
-            one = replace(setting, batch=size, told=told)
+            one = replace(setting, batch=size, told=partial(_show, status, title))
             if blocks:
-                measured[str(size)] = rows = suite.blocks(flow, chosen, one)
-                drawn = report.block_table(f"each block alone, {title}", rows)
+                measured[str(size)] = suite.blocks(flow, chosen, one)
             else:
-                measured[str(size)] = rows = suite.whole(flow, {name: available[name] for name in chosen}, one)
-                drawn = report.table(title, rows)
-        console.print(drawn)
+                measured[str(size)] = suite.whole(flow, {name: available[name] for name in chosen}, one)
+        console.print((report.block_table if blocks else report.table)(title, measured[str(size)]))
         if out is not None:  # after each batch size, so that an end in between loses nothing
             write(out / "bench.json", figures)
             if not blocks:

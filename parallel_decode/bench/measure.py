@@ -121,16 +121,17 @@ def interleave(
 
 
 def _timed(case: Case) -> tuple[float, Outcome]:
-    _synchronize()
     began = time.perf_counter()
     outcome = case()
-    _synchronize()
+    _wait(outcome.value.device)
     return time.perf_counter() - began, outcome
 
 
-def _synchronize() -> None:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def row(timing: Timing, against: Mapping[str, Timing]) -> dict[str, Any]:
@@ -185,17 +186,22 @@ def peak_memory(case: Case, device: torch.device) -> int:
     On CUDA the allocator says it. On the CPU the run is profiled, which takes several times as long, and the sum of its
     allocations is followed.
 
+    Raises:
+        ValueError: another device.
+
     Example:
         >>> peak_memory(lambda: Outcome(torch.zeros(1000) + 1), torch.device("cpu")) // 1000
         8
     """
     if device.type == "cuda":
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
+        _wait(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
         case()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        _wait(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    if device.type != "cpu":
+        raise ValueError(f"the memory of a run is not known on {device.type}, only on cuda and cpu")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=False) as profiler:
         case()
     events = profiler.profiler.kineto_results.events()

@@ -62,19 +62,20 @@ def _model(folder: Path, name: str, what: str, flow: TarFlow, **more: bool) -> n
     module = _module(folder / name, what)
     if not hasattr(module, "Model"):
         raise ValueError(f"{folder / name} has no class Model: expected the file of {what}")
-    block = flow.blocks[0]
+    state = flow.state_dict()
+    layers = {key.split(".")[3] for key in state if key.startswith("blocks.0.attn_blocks.")}
     try:
         model = module.Model(
             in_channels=flow.in_channels,
             img_size=flow.img_size,
             patch_size=flow.patch_size,
-            channels=block.proj_in.out_features,
+            channels=len(state["blocks.0.proj_in.weight"]),
             num_blocks=len(flow.blocks),
-            layers_per_block=len(block.attn_blocks),
+            layers_per_block=len(layers),
             num_classes=flow.num_classes,
             **more,
         )
-        missing, unexpected = model.load_state_dict(flow.state_dict(), strict=False)
+        missing, unexpected = model.load_state_dict(state, strict=False)
     except (TypeError, RuntimeError) as error:
         raise ValueError(f"the Model of {folder / name} does not take this flow: {error}") from error
     foreign = [key for key in missing if not key.endswith(".attn_mask")] + list(unexpected)

@@ -89,10 +89,10 @@ def plot(path: Path, batches: Mapping[str, Rows], title: str) -> None:
         points = [rows[name] for rows in batches.values() if name in rows]
         deviation = [max(figures["largest_deviation"], EXACT) for figures in points]
         speed_up = [figures["speed_up"] for figures in points]
-        style = {"color": plt.get_cmap("tab20")(number % 20), "marker": "osD^vP"[number // 20 % 6]}
-        axes.plot(deviation, speed_up, label=name, markersize=0, linewidth=1, **style)
+        color, marker = plt.get_cmap("tab20")(number % 20), "osD^vP"[number // 20 % 6]
+        axes.plot(deviation, speed_up, linewidth=1, color=color)
         sizes = [20 + 20 * index for index in range(len(points))]
-        axes.scatter(deviation, speed_up, s=sizes, **style)
+        axes.scatter(deviation, speed_up, s=sizes, color=color, marker=marker, label=name)
     axes.axhline(1, color="gray", linewidth=0.8, zorder=0)
     axes.axvline(2 / 255, color="gray", linewidth=0.8, linestyle=":", zorder=0)
     axes.set(xscale="log", yscale="log", title=f"{title}; batch {', '.join(batches)}: larger dots")

@@ -77,14 +77,16 @@ class GSJacobi(Rule):
         return [range(*bound) for bound in pairwise(bounds)]
 
     def change(self, new: Tensor, old: Tensor) -> Tensor:
-        return (new - old).norm() / (new.shape[0] * new.shape[-1])
+        size: Tensor = (new - old).norm()
+        return size / (new.shape[0] * new.shape[-1])
 
 
 @dataclass(frozen=True)
 class Starflow(Rule):
     """STARFlow's decoding (Gu et al., arXiv 2506.06276): windows in turn, over a key-value cache, from z.
 
-    A window ends at `cap` sweeps, or when mean (new - old)^2 / mean new^2 over the batch is at most 0.001.
+    A window ends at `cap` sweeps, or when mean (new - old)^2 / mean new^2 over the batch is at most 0.001. TarFlow's scales are
+    exponentials, which overflow from z where STARFlow's softplus does not, so values are clamped to [-3, 3] here.
 
     Attributes:
         width: positions of a window; the published code uses 16 to 64.
@@ -92,6 +94,7 @@ class Starflow(Rule):
 
     cap: int = 32
     threshold: float = 1e-3
+    clamp: float | None = 3.0
     width: int = 64
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ Shapes: B batch, L positions, D values of a position.
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from parallel_decode.bench.measure import (
     row,
     short,
 )
+from parallel_decode.schedules import as_schedule
 
 BASELINE, APPLE, COMPILED = "sequential", "Apple's sampler", ", compiled"
 WIDTHS = (8, 16, 32, 64, 128)
@@ -110,10 +112,8 @@ def block_schedules(length: int) -> dict[str, pd.Schedule | pd.Selective]:
 
 def _widths(length: int) -> dict[str, pd.Schedule | pd.Selective]:
     named: dict[str, pd.Schedule | pd.Selective] = {f"sliding {w}": pd.Sliding(w) for w in WIDTHS if w < length}
-    try:
-        named["auto"] = pd.schedules.as_schedule("auto")
-    except ValueError:  # not in this version
-        pass
+    with suppress(ValueError):  # a version without it
+        named["auto"] = as_schedule("auto")
     return named
 
 
