@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import torch
-from report import write
 from torch import Tensor
 
 import parallel_decode as pd
+from parallel_decode.bench.record import write
 
 
 class Free(pd.TriangularSystem):

@@ -1,0 +1,101 @@
+"""Other people's samplers, from a checkout that the user has, on the flow's own weights.
+
+Loading a checkout runs its Python code.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from parallel_decode.adapters.tarflow import TarFlow
+from parallel_decode.bench.measure import Method, Outcome
+
+
+def tarflow(folder: Path, flow: TarFlow) -> Method:
+    """Apple's sampler, position by position over a growing key-value cache (github.com/apple/ml-tarflow).
+
+    Raises:
+        ValueError: `folder` holds no `transformer_flow.py`, or one whose `Model` does not take this flow's weights.
+    """
+    model = _model(folder, "transformer_flow.py", "Apple's ml-tarflow", flow, nvp=flow.nvp)
+
+    @torch.no_grad()
+    def reverse(z: Tensor, y: Tensor | None) -> Outcome:
+        return Outcome(model.reverse(z.clone(), y))  # type: ignore[operator]
+
+    return reverse
+
+
+def gs_jacobi(
+    folder: Path, flow: TarFlow, segments: Sequence[int], caps: Sequence[int], guesses: Sequence[int]
+) -> Method:
+    """GS-Jacobi by its authors' code (github.com/encoreus/GS-Jacobi_for_TarFlow).
+
+    Args:
+        folder: the checkout.
+        flow: whose weights are used; one that scales (nvp).
+        segments, caps, guesses: their `num_GS_list`, `max_jacobi_list` and `guess_list` (0 is z, 1 zeros), one for
+            each block in the order of generation.
+
+    Raises:
+        ValueError: `folder` holds no `GS_Jacobi_sampling.py`, or one that does not take this flow's weights.
+    """
+    if not flow.nvp:
+        raise ValueError("GS-Jacobi's code knows only flows that scale, and this one only shifts (nvp=False)")
+    model = _model(folder, "GS_Jacobi_sampling.py", "GS-Jacobi_for_TarFlow", flow)
+    lists = {"num_GS_list": list(segments), "max_jacobi_list": list(caps), "guess_list": list(guesses)}
+
+    @torch.no_grad()
+    def reverse(z: Tensor, y: Tensor | None) -> Outcome:
+        return Outcome(model.reverse(z.clone(), y, **lists))  # type: ignore[operator]
+
+    return reverse
+
+
+def _model(folder: Path, name: str, what: str, flow: TarFlow, **more: bool) -> nn.Module:
+    """The `Model` of a checkout, with the flow's sizes and weights."""
+    module = _module(folder / name, what)
+    if not hasattr(module, "Model"):
+        raise ValueError(f"{folder / name} has no class Model: expected the file of {what}")
+    state = flow.state_dict()
+    layers = {key.split(".")[3] for key in state if key.startswith("blocks.0.attn_blocks.")}
+    try:
+        model = module.Model(
+            in_channels=flow.in_channels,
+            img_size=flow.img_size,
+            patch_size=flow.patch_size,
+            channels=len(state["blocks.0.proj_in.weight"]),
+            num_blocks=len(flow.blocks),
+            layers_per_block=len(layers),
+            num_classes=flow.num_classes,
+            **more,
+        )
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"the Model of {folder / name} does not take this flow: {error}") from error
+    foreign = [key for key in missing if not key.endswith(".attn_mask")] + list(unexpected)
+    if foreign:
+        raise ValueError(f"the Model of {folder / name} has other parameters than this flow: {', '.join(foreign[:4])}")
+    return model.to(flow.var.device, flow.var.dtype).eval()  # type: ignore[no-any-return]
+
+
+def _module(path: Path, what: str) -> ModuleType:
+    if not path.is_file():
+        raise ValueError(f"{path.parent} has no {path.name}, expected a checkout of {what}")
+    spec = importlib.util.spec_from_file_location(f"_parallel_decode_peer_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    kept = list(sys.path)
+    sys.path.insert(0, str(path.parent))  # for what it imports from beside itself
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path[:] = kept
+    return module
