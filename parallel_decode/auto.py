@@ -156,6 +156,7 @@ class _Gains:
     def __init__(self, like: "_Gains | None" = None) -> None:
         self.measured: dict[_Arm, deque[float]] = {}
         self.latest: dict[_Arm, float] = {}  # of the present run
+        self.seconds: dict[_Arm, deque[float]] = {}  # for a position, of whole runs
         if like is not None:
             like.age()
             self.measured = {arm: deque(paces, maxlen=5) for arm, paces in like.measured.items()}
@@ -209,7 +210,7 @@ class _Pilot:
         self.size = 0
         self.together = self.left = 0  # passes that are timed together, and how many of them are still to come
         self.looks = self.since = self.front = 0  # how often was looked; and since when, from which front, by this arm
-        self.began = 0.0
+        self.start, self.began = time.perf_counter(), 0.0
 
     @property
     def correction(self) -> Correction | None:
@@ -248,8 +249,14 @@ class _Pilot:
         return new or (told and self.since % 8 == 0)
 
     def finish(self, front: int, length: int) -> None:
-        if self.arm is not None and not self.left:
-            self._tell(self.arm, front, length)
+        if self.arm is None or self.left:
+            return
+        self._tell(self.arm, front, length)
+        if self.front == 0 and front == length:  # by this arm alone
+            if self.asynchronous:
+                torch.cuda.synchronize()
+            taken = (time.perf_counter() - self.start) / length
+            self.gains.seconds.setdefault(self.arm, deque(maxlen=5)).append(taken)
 
     def _tell(self, arm: _Arm, front: int, length: int) -> bool:
         """Take down what another pass gained; whether this says how fast the arm is."""
@@ -272,6 +279,12 @@ class _Pilot:
             passes, measured = self.gains.passes(arm)
             mean = arm.width - arm.width**2 / (2 * length)  # the last windows are shorter
             times[arm] = passes * self.costs.seconds(mean, arm.corrected) * (1 if measured else OPTIMISM)
+        for arm in self.arms:
+            whole = self.gains.seconds.get(arm, ())
+            if len(whole) > 1 or (
+                whole and whole[0] < 1.3 * times[arm]
+            ):  # one may have met a bad moment of the machine
+                times[arm] = median(whole)
         best = min(times, key=times.__getitem__)
         return best if self.arm is None or times[best] < 0.9 * times[self.arm] else self.arm
 
