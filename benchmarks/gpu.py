@@ -22,7 +22,7 @@ import parallel_decode as pd
 from paper_repro.train import held_out_loss, loss, rate
 from parallel_decode.adapters.tarflow import TarFlow
 from parallel_decode.bench import report, suite
-from parallel_decode.bench.measure import deviations, precision
+from parallel_decode.bench.measure import deviations
 from parallel_decode.bench.record import write
 
 CONFIG = dict(
@@ -163,7 +163,7 @@ def main(
         )
         if what == "blocks":
             names = [n for n in suite.block_names(flow, compiled) if n in keep or "," not in n]
-            rows: Any = suite.blocks(flow, suite.choose(names, methods), setting)
+            rows: Any = suite.blocks(flow, names, setting)
             drawn = report.block_table(name, rows)
         else:
             available = suite.methods(flow, setting.tolerance, compiled=compiled, segments=segments, caps=caps)

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from report import write
 
 import parallel_decode as pd
 from parallel_decode.adapters.tarflow import TarFlow, digits
+from parallel_decode.bench.record import write
 
 SCHEDULES: tuple[pd.Schedule, ...] = (pd.Jacobi(), pd.Sliding(128), pd.Sliding(64), pd.Sliding(32))
 
