@@ -1,4 +1,4 @@
-"""The command line: `parallel-decode demo`, `sample` and `bench`."""
+"""The command line: `parallel-decode demo`, `sample`, `bench` and `probe`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from parallel_decode.adapters.tarflow import TarFlow, digits
+from parallel_decode.bench import probes
 from parallel_decode.bench.command import bench
 from parallel_decode.schedules import as_schedule
 from parallel_decode.solution import Solution
@@ -24,6 +25,7 @@ from parallel_decode.solver import solve
 matplotlib.use("agg")
 app = typer.Typer(help="Autoregressive models that generate in parallel.", no_args_is_help=True, add_completion=False)
 app.command()(bench)
+app.command("probe")(probes.command)
 
 
 @app.command()

@@ -1,0 +1,90 @@
+"""`parallel-decode probe`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from matplotlib import pyplot as plt
+from rich.console import Console
+from rich.table import Table
+
+from parallel_decode.adapters.tarflow import TarFlow, digits
+from parallel_decode.adapters.tarflow.probe import Probe, probe
+
+
+def command(
+    out: Annotated[Path, typer.Option(help="folder for probe.json and probe.png")] = Path("probe"),
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help=".pth or .safetensors file, or a folder with config.json; the digits if left out"),
+    ] = None,
+    n: Annotated[int, typer.Option(help="how many images", min=1)] = 8,
+    positions: Annotated[int, typer.Option(help="that the mean Jacobian is taken over", min=1)] = 16,
+    seed: int = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, mps")] = "cpu",
+) -> None:
+    """Which blocks of a flow are hard to decode in parallel, and why."""
+    try:
+        if out.exists() and not out.is_dir():
+            raise ValueError(f"--out is {out}, a file, expected a folder")
+        torch.zeros(0, device=device)
+        flow = (digits() if checkpoint is None else TarFlow.from_checkpoint(checkpoint)).to(device)
+        found = probe(flow, n, generator=torch.Generator(device).manual_seed(seed), positions=positions)
+        out.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError, RuntimeError, AssertionError) as error:
+        Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True)
+        raise typer.Exit(2) from None
+    found.save(out / "probe.json")
+    _plot(found, out / "probe.png")
+    console = Console()
+    console = console if console.width >= 120 else Console(width=120)
+    console.print(_table(found))
+    console.print(
+        "Blocks in the order of generation. jacobi, sliding: passes (of L) at the default tolerance. CRM: of GS-Jacobi, said to be larger "
+        "where Jacobi is slower. IGM: distance of the first pass from the solution, from z and from zeros. hidden o: cosine and L2 to "
+        "ordinary generation when the o nearest predecessors are hidden from attention. lag k: norm of the mean Jacobian of a position "
+        "by the one k before.",
+        style="dim",
+    )
+    console.print(f"The figures and the plot: [bold]{out}[/bold]")
+
+
+def _table(found: Probe) -> Table:
+    first = found.blocks[0]
+    table = Table(title=f"{len(found.blocks)} blocks, from {found.batch} images")
+    lags = list(first.jacobian)
+    columns = ["block", "jacobi", "sliding", "CRM", "IGM z", "IGM 0"]
+    columns += [f"hidden {o}" for o in first.redundancy] + [f"lag {lag}" for lag in lags]
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for number, block in enumerate(found.blocks, start=1):
+        passes, guesses = block.passes, block.igm
+        cells = [str(passes["jacobi"]), str(passes["sliding"]), f"{block.crm:.3g}"]
+        cells += [f"{guesses['system']:.3g}", f"{guesses['zeros']:.3g}"]
+        cells += [f"{cosine:.3f} {distance:.2g}" for cosine, distance in block.redundancy.values()]
+        table.add_row(str(number), *cells, *(f"{block.jacobian[lag]:.2g}" for lag in lags))
+    return table
+
+
+def _plot(found: Probe, path: Path) -> None:
+    figure, axes = plt.subplots(2, 2, figsize=(10, 7), layout="constrained")
+    blocks = range(1, len(found.blocks) + 1)
+    for o in found.blocks[0].redundancy:
+        axes[0, 0].plot(blocks, [block.redundancy[o][0] for block in found.blocks], "o-", label=f"{o} hidden")
+    axes[0, 0].set(title="cosine to ordinary generation, predecessors hidden", xlabel="block")
+    for name in found.blocks[0].passes:
+        axes[0, 1].plot(blocks, [block.passes[name] for block in found.blocks], "o-", label=name)
+    axes[0, 1].set(title="passes", xlabel="block", yscale="log")
+    axes[1, 0].plot(blocks, [block.crm for block in found.blocks], "o-", label="CRM")
+    for name, label in (("system", "IGM from z"), ("zeros", "IGM from zeros")):
+        axes[1, 0].plot(blocks, [block.igm[name] for block in found.blocks], "o-", label=label)
+    axes[1, 0].set(title="metrics of GS-Jacobi", xlabel="block", yscale="symlog")
+    for number, block in enumerate(found.blocks, start=1):
+        axes[1, 1].plot(list(block.jacobian), list(block.jacobian.values()), "o-", label=f"block {number}")
+    axes[1, 1].set(title="norm of the mean Jacobian", xlabel="lag", yscale="symlog")
+    for axis in axes.flat:
+        axis.legend(fontsize=8)
+    axes[0, 0].set_xticks(blocks)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
