@@ -4,14 +4,16 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from paper_repro.data import Images
 from parallel_decode.adapters.tarflow import TarFlow
+
+if TYPE_CHECKING:  # the data needs scikit-image and scikit-learn, and training does not
+    from paper_repro.data import Images
 
 
 def loss(flow: TarFlow, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -28,7 +30,7 @@ def rate(step: int, steps: int, warmup: int = 100) -> float:
 
 def train(
     out: Path,
-    data: Images,
+    data: "Images",
     config: dict[str, Any],
     *,
     steps: int,
@@ -98,7 +100,7 @@ def train(
 
 
 @torch.no_grad()
-def held_out_loss(flow: TarFlow, data: Images, noise_std: float) -> float:
+def held_out_loss(flow: TarFlow, data: "Images", noise_std: float) -> float:
     """The loss on the held-out images, under noise that is the same at every call."""
     x, y = data.held_out()
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))

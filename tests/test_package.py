@@ -34,14 +34,14 @@ def test_the_examples_of_the_readme_run(capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("words", "written", "expected"),
     [
-        (("overhead.py", "--runs", "1", "--length", "16"), "Sliding(width=64)"),
-        (("flows.py", "--runs", "1", "--batches", "1"), "SeJD to the letter"),
+        (("overhead.py", "--runs", "1", "--length", "16", "--out", "a/b.json"), "a/b.json", "Sliding(width=64)"),
+        (("flows.py", "--runs", "1", "--batches", "1", "--methods", "SeJD", "--out", "a"), "a/bench.json", "SeJD (tau"),
     ],
 )
-def test_benchmarks_run(words: tuple[str, ...], expected: str, tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / words[0]), *words[1:], "--out", "a/b.json"]
+def test_benchmarks_run(words: tuple[str, ...], written: str, expected: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / words[0]), *words[1:]]
     done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
     assert expected in done.stdout
-    assert {"machine", "versions"} < json.loads((tmp_path / "a" / "b.json").read_text()).keys()
+    assert {"machine", "versions"} < json.loads((tmp_path / written).read_text()).keys()

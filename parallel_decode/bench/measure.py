@@ -164,20 +164,21 @@ def deviations(images: Tensor, truth: Tensor) -> dict[str, float]:
 
     Example:
         >>> figures = deviations(torch.tensor([0.0, 0.5, 2.0, 0.0]), torch.tensor([0.0, 0.5, 1.0, 0.02]))
-        >>> [round(value, 3) for value in figures.values()]
+        >>> list(figures.values())
         [0.02, 0.005, 0.75, 0.75, 46.021]
     """
     images, truth = (t.double().clamp(-1, 1) for t in (images, truth))
     error = torch.where(images.isfinite() & truth.isfinite(), (images - truth).abs(), 2.0)
     error = error.masked_fill(images.isnan() & truth.isnan(), 0.0)
     equal = ((images + 1) / LEVEL).round() == ((truth + 1) / LEVEL).round()
-    return {
+    figures = {
         "largest_deviation": error.max().item(),
         "mean_deviation": error.mean().item(),
         "same_8_bit": (equal & (error < 2)).double().mean().item(),
         "within_one_level": (error <= LEVEL).double().mean().item(),
         "psnr_db": (20 * torch.log10(2 / error.square().mean().sqrt())).item(),
     }
+    return {name: float(f"{value:.5g}") for name, value in figures.items()}
 
 
 def peak_memory(case: Case, device: torch.device) -> int:

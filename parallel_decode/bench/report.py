@@ -1,5 +1,6 @@
 """Tables and the plot of what was measured."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ EXACT = 1e-9  # where the plot draws a deviation of zero
 def table(title: str, rows: Rows) -> Table:
     """One line for each method at one batch size, from the figures of `suite.whole`."""
     apple = any("against_apple" in figures for figures in rows.values())
+    low = any("from_float32" in figures for figures in rows.values())
     memory = any("peak_memory_mib" in figures for figures in rows.values())
     columns = ["method", "seconds", "speed-up", *["of Apple's"] * apple, "passes", "evals", "largest", "mean"]
-    columns += ["same", "1 level", "PSNR", *["MiB"] * memory]
+    columns += ["same", "1 level", "PSNR", *["of float32"] * low, *["MiB"] * memory]
     rounds = max((figures["rounds"] for figures in rows.values()), default=0)
     fewer = [f"{name}: {f['rounds']}" for name, f in rows.items() if f["rounds"] < rounds]
     caption = f"{rounds} interleaved rounds" + f"; fewer of the slow ones, {', '.join(fewer)}" * bool(fewer)
@@ -40,6 +42,7 @@ def table(title: str, rows: Rows) -> Table:
             f"{figures['same_8_bit']:.2%}",
             f"{figures['within_one_level']:.2%}",
             f"{figures['psnr_db']:.1f}",
+            *[f"{figures.get('from_float32', {}).get('largest_deviation', math.nan):.1e}"] * low,
             *[f"{figures.get('peak_memory_mib', 0):.1f}"] * memory,
         )
     return drawn
@@ -49,7 +52,7 @@ LEGEND = (
     "seconds: the median of interleaved runs. speed-up: over our sequential decoding, the median over the rounds, with the least "
     "and the largest; of Apple's: the same over Apple's sampler. passes: of each block. evals: evaluations per position. "
     "largest, mean: deviation from the sequential images, on [-1, 1]. same: values equal in 8 bits; 1 level: no further apart than "
-    "one level, 7.8e-3. MiB: the most memory held at a time, beyond weights and noise."
+    "one level, 7.8e-3. of float32: the largest deviation from sequential decoding in float32. MiB: the most memory held at a time, beyond weights and noise."
 )
 
 

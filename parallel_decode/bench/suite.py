@@ -264,22 +264,30 @@ def whole(flow: TarFlow, methods: Mapping[str, Method], setting: Setting) -> dic
     Returns:
         for each method the figures of `row` (`speed_up` over the baseline, and `against_apple` over Apple's sampler) and of
         `deviations` from the baseline's images; `passes` of each block and `evaluations_per_position` (1 in
-        sequential decoding); with `memory` also `peak_memory_mib`.
+        sequential decoding); in lower precision also `from_float32`, the deviations from sequential decoding in
+        float32, the baseline's own among them; with `memory` also `peak_memory_mib`.
     """
     z, y = setting.noise(flow)
     cases = {name: partial(method, z, y) for name, method in methods.items()}
     timings = setting.time(flow, cases, BASELINE)
+    if BASELINE not in timings:  # no time was left
+        return {}
     against = {
         ratio: timings[name] for ratio, name in (("speed_up", BASELINE), ("against_apple", APPLE)) if name in timings
     }
+    exact = None
+    if setting.dtype != "float32":
+        with precision("float32", flow.var.device):
+            exact = methods[BASELINE](z, y).value
     rows = {}
     for name, timing in timings.items():
         value, passes, positions = timing.outcome
         figures = row(timing, against) | {"passes": passes, "evaluations_per_position": None}
         if positions is not None:
             figures["evaluations_per_position"] = short(positions / (len(flow.var) * len(flow.blocks)))
-        far = deviations(value, timings[BASELINE].outcome.value)
-        rows[name] = figures | {key: float(f"{number:.5g}") for key, number in far.items()}
+        rows[name] = figures | deviations(value, timings[BASELINE].outcome.value)
+        if exact is not None:
+            rows[name]["from_float32"] = deviations(value, exact)
     if setting.memory:
         for name, figures in rows.items():
             setting.told(f"{name}: memory")
