@@ -132,6 +132,7 @@ def main(
     sizes = [int(size) for size in batches.split(",")]
     if tiny:
         sizes, blocks, runs, train_minutes = [1, 2], min(blocks, 2), 1, 0.02
+        checkpoint = checkpoint / "tiny"  # beside the large one, and not in its place
     figures: dict[str, Any] = {"stages": {}, "left_out": []}
 
     def done(stage: str) -> None:
@@ -163,7 +164,8 @@ def main(
         )
         if what == "blocks":
             names = [n for n in suite.block_names(flow, compiled) if n in keep or "," not in n]
-            rows: Any = suite.blocks(flow, names, setting)
+            parts = [p for p in (methods or "").split(",") if p and any(p.strip().lower() in n.lower() for n in names)]
+            rows: Any = suite.blocks(flow, suite.choose(names, ",".join(parts) or None), setting)
             drawn = report.block_table(name, rows)
         else:
             available = suite.methods(flow, setting.tolerance, compiled=compiled, segments=segments, caps=caps)
