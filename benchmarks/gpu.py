@@ -146,11 +146,6 @@ def main(
     figures["checks"] = check(flow, peer_tarflow)
     done("checks")
 
-    try:
-        suite.check_compile(flow)
-    except ValueError:
-        compiled = False
-        figures["left_out"].append("compiled schedules: this version has none")
     available = suite.methods(flow, compiled=compiled)
     keep = [n for n in available if not n.endswith(suite.COMPILED) or n.removesuffix(suite.COMPILED) in COMPILED]
     jobs = [("whole", size, kind) for size in sizes for kind in kinds]

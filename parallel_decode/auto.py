@@ -36,6 +36,7 @@ FIRST = 64  # the width that is tried first
 TRIAL = 8  # passes, and a quarter of the width, before it is judged in the run that tries it; wider ones than FIRST four times that
 ENOUGH = 3  # samples of what a pass costs
 TOGETHER = 16  # sequential passes that are timed together
+FORGET = 64  # runs after which times are measured anew, lest a bad moment of the machine rules for ever
 HOPELESS = 10.0  # times slower than sequential decoding by the first pass, and a width is tried no longer
 
 
@@ -112,9 +113,9 @@ class _Costs:
         self.runs = 0
 
     def age(self) -> None:
-        """Another run begins. Now and then windows are measured anew, lest a bad moment of the machine rules for ever."""
+        """Another run begins."""
         self.runs += 1
-        if self.runs % 64 == 0:
+        if self.runs % FORGET == 0:
             self.samples = {key: samples for key, samples in self.samples.items() if key == (False, 1)}
 
     def add(self, arm: _Arm, size: int, seconds: float) -> bool:
@@ -157,12 +158,16 @@ class _Gains:
         self.measured: dict[_Arm, deque[float]] = {}
         self.latest: dict[_Arm, float] = {}  # of the present run
         self.seconds: dict[_Arm, deque[float]] = {}  # for a position, of whole runs
+        self.runs = 0
         if like is not None:
             like.age()
             self.measured = {arm: deque(paces, maxlen=5) for arm, paces in like.measured.items()}
 
     def age(self) -> None:
         """Another run begins."""
+        self.runs += 1
+        if self.runs % FORGET == 0:
+            self.seconds = {}
         for arm, pace in self.latest.items():
             self.measured.setdefault(arm, deque(maxlen=5)).append(pace)
         self.latest = {}
@@ -280,10 +285,8 @@ class _Pilot:
             mean = arm.width - arm.width**2 / (2 * length)  # the last windows are shorter
             times[arm] = passes * self.costs.seconds(mean, arm.corrected) * (1 if measured else OPTIMISM)
         for arm in self.arms:
-            whole = self.gains.seconds.get(arm, ())
-            if len(whole) > 1 or (
-                whole and whole[0] < 1.3 * times[arm]
-            ):  # one may have met a bad moment of the machine
+            whole = self.gains.seconds.get(arm, ())  # one alone may have met a bad moment of the machine
+            if len(whole) > 1 or (whole and whole[0] < 1.3 * times[arm]):
                 times[arm] = median(whole)
         best = min(times, key=times.__getitem__)
         return best if self.arm is None or times[best] < 0.9 * times[self.arm] else self.arm

@@ -3,9 +3,7 @@
 Shapes: B batch, L positions, D values of a position.
 """
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +27,6 @@ from parallel_decode.bench.measure import (
     row,
     short,
 )
-from parallel_decode.schedules import as_schedule
 
 BASELINE, APPLE, COMPILED = "sequential", "Apple's sampler", ", compiled"
 WIDTHS = (8, 16, 32, 64, 128)
@@ -89,11 +86,11 @@ class Setting:
 
 
 def schedules(length: int) -> dict[str, pd.Schedule | pd.Selective]:
-    """The library's schedules for L positions, by the name that the tables use; "auto" where the library has it.
+    """The library's schedules for L positions, by the name that the tables use.
 
     Example:
-        >>> [name for name in schedules(16) if name != "auto"]
-        ['sequential', 'UJD (tau = 0.5)', 'UJD', 'SeJD (tau = 0.5)', 'SeJD', 'sliding 8']
+        >>> [name for name in schedules(16)]
+        ['sequential', 'UJD (tau = 0.5)', 'UJD', 'SeJD (tau = 0.5)', 'SeJD', 'sliding 8', 'auto']
     """
     named: dict[str, pd.Schedule | pd.Selective] = {
         BASELINE: pd.Sequential(),
@@ -112,9 +109,7 @@ def block_schedules(length: int) -> dict[str, pd.Schedule | pd.Selective]:
 
 def _widths(length: int) -> dict[str, pd.Schedule | pd.Selective]:
     named: dict[str, pd.Schedule | pd.Selective] = {f"sliding {w}": pd.Sliding(w) for w in WIDTHS if w < length}
-    with suppress(ValueError):  # a version without it
-        named["auto"] = as_schedule("auto")
-    return named
+    return named | {"auto": pd.Auto()}
 
 
 def methods(
@@ -138,14 +133,13 @@ def methods(
         window: positions of STARFlow's windows.
 
     Raises:
-        ValueError: an option out of range, or `compiled` in a version that cannot.
+        ValueError: an option out of range.
     """
     length = len(flow.var)
     named: dict[str, Method] = {
         name: partial(_solved, flow, schedule, tol, {}) for name, schedule in schedules(length).items()
     }
     if compiled:
-        check_compile(flow)
         options = {"compile": True}
         named |= {
             name + COMPILED: partial(_solved, flow, schedule, tol, options)
@@ -209,15 +203,7 @@ def choose(names: Sequence[str], wanted: str | None) -> list[str]:
 def block_names(flow: TarFlow, compiled: bool = False) -> list[str]:
     """What `blocks` can measure, by name."""
     names = list(block_schedules(len(flow.var)))
-    if compiled:
-        check_compile(flow)
     return names + [name + COMPILED for name in names] * compiled
-
-
-def check_compile(flow: TarFlow) -> None:
-    """Raise unless this version's systems can be compiled."""
-    if "compile" not in inspect.signature(flow.system).parameters:
-        raise ValueError("this version of parallel_decode cannot compile a flow's systems: leave --compile out")
 
 
 def spread(*lists: Sequence[int], depth: int | None = None) -> list[list[int]]:
