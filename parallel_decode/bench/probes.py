@@ -39,7 +39,8 @@ def command(
     _plot(found, out / "probe.png")
     console = Console()
     console = console if console.width >= 120 else Console(width=120)
-    console.print(_table(found))
+    for table in _tables(found):
+        console.print(table)
     console.print(
         "Blocks in the order of generation. jacobi, sliding: passes (of L) at the default tolerance. CRM: of GS-Jacobi, said to be larger "
         "where Jacobi is slower. IGM: distance of the first pass from the solution, from z and from zeros. hidden o: cosine and L2 to "
@@ -50,21 +51,21 @@ def command(
     console.print(f"The figures and the plot: [bold]{out}[/bold]")
 
 
-def _table(found: Probe) -> Table:
-    first = found.blocks[0]
-    table = Table(title=f"{len(found.blocks)} blocks, from {found.batch} images")
-    lags = list(first.jacobian)
-    columns = ["block", "jacobi", "sliding", "CRM", "IGM z", "IGM 0"]
-    columns += [f"hidden {o}" for o in first.redundancy] + [f"lag {lag}" for lag in lags]
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
+def _tables(found: Probe) -> list[Table]:
+    """Passes, metrics and redundancy of each block; and its mean Jacobian."""
+    hidden, lags = list(found.blocks[0].redundancy), list(found.blocks[0].jacobian)
+    first = Table(title=f"{len(found.blocks)} blocks, from {found.batch} images")
+    second = Table(title="norm of the mean Jacobian")
+    for column in ["block", "jacobi", "sliding", "CRM", "IGM z", "IGM 0", *(f"hidden {o}" for o in hidden)]:
+        first.add_column(column, justify="right", no_wrap=True)
+    for column in ["block", *(f"lag {lag}" for lag in lags)]:
+        second.add_column(column, justify="right", no_wrap=True)
     for number, block in enumerate(found.blocks, start=1):
-        passes, guesses = block.passes, block.igm
-        cells = [str(passes["jacobi"]), str(passes["sliding"]), f"{block.crm:.3g}"]
-        cells += [f"{guesses['system']:.3g}", f"{guesses['zeros']:.3g}"]
-        cells += [f"{cosine:.3f} {distance:.2g}" for cosine, distance in block.redundancy.values()]
-        table.add_row(str(number), *cells, *(f"{block.jacobian[lag]:.2g}" for lag in lags))
-    return table
+        numbers = [block.crm, block.igm["system"], block.igm["zeros"]]
+        cells = [str(number), *map(str, block.passes.values()), *(f"{value:.3g}" for value in numbers)]
+        first.add_row(*cells, *(f"{cosine:.3f} {distance:.3g}" for cosine, distance in block.redundancy.values()))
+        second.add_row(str(number), *(f"{norm:.2g}" for norm in block.jacobian.values()))
+    return [first, second]
 
 
 def _plot(found: Probe, path: Path) -> None:
