@@ -30,7 +30,7 @@ LARGEST_EVENT = 256  # numbers of a position, up to which the secant correction 
 LATENCY = 4.0  # k: 3.4 to 4.5 on the flows of the benchmarks
 SLOWNESS = 0.05  # c: 0.02 to 0.13 there
 SAVED = 0.8  # of the passes, by the secant correction
-OPTIMISM = 0.8  # of the time that is predicted for what was never tried
+OPTIMISM = 0.8  # of the time that is predicted for what has not done a whole run
 # how long to look
 FIRST = 64  # the width that is tried first
 TRIAL = 8  # passes, and a quarter of the width, before it is judged in the run that tries it; wider ones than FIRST four times that
@@ -172,19 +172,18 @@ class _Gains:
             self.measured.setdefault(arm, deque(maxlen=5)).append(pace)
         self.latest = {}
 
-    def passes(self, arm: _Arm) -> tuple[float, bool]:
-        """Passes for a position, and whether they were measured."""
+    def passes(self, arm: _Arm) -> float:
+        """Passes for a position."""
         known = {a: median(paces) for a, paces in self.measured.items()} | self.latest
         if arm in known:
-            return known[arm], True
+            return known[arm]
         alike = [a for a in known if a.corrected == arm.corrected]
         if not alike and arm.corrected:
-            passes, measured = self.passes(_Arm(arm.width))
-            return SAVED * passes if measured else math.inf, False  # only beside what was run without
+            return SAVED * known.get(_Arm(arm.width), math.inf)  # only beside what was run without
         if not alike:
-            return SLOWNESS + LATENCY / arm.width, False
+            return SLOWNESS + LATENCY / arm.width
         near = min(alike, key=lambda a: abs(a.width.bit_length() - arm.width.bit_length()))
-        return max(known[near] + LATENCY * (1 / arm.width - 1 / near.width), 1 / arm.width), False
+        return max(known[near] + LATENCY * (1 / arm.width - 1 / near.width), 1 / arm.width)
 
 
 _COSTS: OrderedDict[Hashable, _Costs] = OrderedDict()
@@ -246,7 +245,7 @@ class _Pilot:
         seconds = (time.perf_counter() - self.began) / self.together
         if min(self.looks, self.since) == 1:  # the first also prepares
             single = self.costs.single() if self.costs.knows(_Arm(1)) else math.inf
-            if self.gains.passes(arm)[0] * seconds < HOPELESS * single:
+            if self.gains.passes(arm) * seconds < HOPELESS * single:
                 return False
             for _ in range(ENOUGH - 1):
                 self.costs.add(arm, self.size, seconds)
@@ -267,9 +266,11 @@ class _Pilot:
         """Take down what another pass gained; whether this says how fast the arm is."""
         self.since += 1
         trial = TRIAL + arm.width // 4 if arm.width <= FIRST else 4 * TRIAL + arm.width // 2
-        told = arm.width > 1 and (front - self.front >= length // 2 or self.since >= trial)
+        gained = front - self.front
+        far = gained >= length // 4 or self.since >= length // 4  # a layer may begin harder than it goes on
+        told = arm.width > 1 and (gained >= length // 2 or (far and self.since >= trial))
         if told:
-            self.gains.latest[arm] = self.since / (front - self.front)
+            self.gains.latest[arm] = self.since / gained
         return told
 
     def _best(self, length: int) -> _Arm:
@@ -281,9 +282,8 @@ class _Pilot:
             return min(windows, key=lambda arm: (arm.corrected, abs(arm.width - FIRST)))
         times = {sequential: self.costs.single()}
         for arm in windows:
-            passes, measured = self.gains.passes(arm)
             mean = arm.width - arm.width**2 / (2 * length)  # the last windows are shorter
-            times[arm] = passes * self.costs.seconds(mean, arm.corrected) * (1 if measured else OPTIMISM)
+            times[arm] = OPTIMISM * self.gains.passes(arm) * self.costs.seconds(mean, arm.corrected)
         for arm in self.arms:
             whole = self.gains.seconds.get(arm, ())  # one alone may have met a bad moment of the machine
             if len(whole) > 1 or (whole and whole[0] < 1.3 * times[arm]):
