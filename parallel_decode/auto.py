@@ -30,7 +30,8 @@ LARGEST_EVENT = 256  # numbers of a position, up to which the secant correction 
 LATENCY = 4.0  # k: 3.4 to 4.5 on the flows of the benchmarks
 SLOWNESS = 0.05  # c: 0.02 to 0.13 there
 SAVED = 0.8  # of the passes, by the secant correction
-OPTIMISM = 0.8  # of the time that is predicted for what has not done a whole run
+OPTIMISM = 0.8  # of the time that is predicted for what was never tried
+DOUBT = 0.93  # likewise, for what has not done a whole run
 # how long to look
 FIRST = 64  # the width that is tried first
 TRIAL = 8  # passes, and a quarter of the width, before it is judged in the run that tries it; wider ones than FIRST four times that
@@ -283,7 +284,8 @@ class _Pilot:
         times = {sequential: self.costs.single()}
         for arm in windows:
             mean = arm.width - arm.width**2 / (2 * length)  # the last windows are shorter
-            times[arm] = OPTIMISM * self.gains.passes(arm) * self.costs.seconds(mean, arm.corrected)
+            hope = DOUBT if arm in self.gains.measured or arm in self.gains.latest else OPTIMISM
+            times[arm] = hope * self.gains.passes(arm) * self.costs.seconds(mean, arm.corrected)
         for arm in self.arms:
             whole = self.gains.seconds.get(arm, ())  # one alone may have met a bad moment of the machine
             if len(whole) > 1 or (whole and whole[0] < 1.3 * times[arm]):

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 LEAST, SLOW, SLOW_ROUNDS = 5, 4.0, 3  # rounds under a budget; how many times the baseline is slow, and its rounds
-LEARNS = 14  # runs of `Auto` before it is timed
+LEARNS = 20  # runs of `Auto` before it is timed
 LEVEL = 2 / 255  # of 8 bits, on images in [-1, 1]
 
 
