@@ -228,6 +228,7 @@ class _Pilot:
         if self.arm is None or self._observe(self.arm, front, length):
             arm = self._best(length)
             if arm != self.arm:
+                self._took(front, length)
                 self.arm, self.since, self.front = arm, 0, front
         assert self.arm is not None
         single = self.arm.width == 1
@@ -257,11 +258,16 @@ class _Pilot:
         if self.arm is None or self.left:
             return
         self._tell(self.arm, front, length)
-        if self.front == 0 and front == length:  # by this arm alone
-            if self.asynchronous:
-                torch.cuda.synchronize()
-            taken = (time.perf_counter() - self.start) / length
-            self.gains.seconds.setdefault(self.arm, deque(maxlen=5)).append(taken)
+        self._took(front, length)
+
+    def _took(self, front: int, length: int) -> None:
+        """Take down the seconds of a run that was this arm's, or nearly."""
+        if self.arm is None or self.front > 0 or 4 * front < 3 * length:
+            return
+        if self.asynchronous:
+            torch.cuda.synchronize()
+        taken = (time.perf_counter() - self.start) / front
+        self.gains.seconds.setdefault(self.arm, deque(maxlen=5)).append(taken)
 
     def _tell(self, arm: _Arm, front: int, length: int) -> bool:
         """Take down what another pass gained; whether this says how fast the arm is."""

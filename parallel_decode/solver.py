@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from parallel_decode.adjoint import attach
 from parallel_decode.loop import Loop, records
 from parallel_decode.schedules import Schedule, Selective, as_schedule, check_tol
 from parallel_decode.solution import Solution, Status
@@ -37,7 +38,6 @@ class Pass(NamedTuple):
     x: Tensor
 
 
-@torch.no_grad()
 def solve(
     system: TriangularSystem | LayeredSystem,
     schedule: Schedule | Selective | str = "jacobi",
@@ -48,6 +48,7 @@ def solve(
     verify: bool = False,
     callback: Callable[[Pass], None] | None = None,
     progress: bool = False,
+    differentiable: bool = False,
 ) -> Solution:
     """Solve a triangular system, or a chain of them, by parallel fixed-point passes.
 
@@ -66,6 +67,9 @@ def solve(
             system has Lipschitz constants.
         callback: called after every pass with a `Pass`.
         progress: show a bar of the front (needs tqdm).
+        differentiable: let the value have a gradient with respect to all that the system was made from (noise, embeddings,
+            parameters), if gradients are enabled: exact at the solution, by the adjoint system, in the memory of one pass.
+            `evaluate` has to be differentiable; a second derivative is an error.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -101,21 +105,27 @@ def solve(
     value: Tensor | None = None
     status: list[Status] = []
     layers = []
-    for index, layer_schedule in enumerate(schedules):
-        layer = system.layer(index, value) if isinstance(system, LayeredSystem) else system
-        loop = Loop(layer, layer_schedule, tol, guesses[index])
-        with progress_bar(progress, f"layer {index + 1}/{len(schedules)}", loop.length) as show:
-            while loop.least < loop.length and len(loop.trace) != max_passes:
-                loop.step()
-                show(loop.least)
-                if callback is not None:
-                    front, residual = records(loop.trace[-1:], loop.batch)
-                    callback(Pass(index, len(loop.trace), loop.window, front[0], residual[0], loop.iterate()))
-        value, ends, stats = loop.result(verify)
-        layers.append(stats)
-        status = [max(pair, key=list(Status).index) for pair in zip(status or ends, ends, strict=True)]
-    assert value is not None
-    return Solution(system.output(value) if isinstance(system, LayeredSystem) else value, tuple(status), tuple(layers))
+    differentiable &= torch.is_grad_enabled()
+    with torch.set_grad_enabled(differentiable):
+        for index, layer_schedule in enumerate(schedules):
+            layer = system.layer(index, value) if isinstance(system, LayeredSystem) else system
+            with torch.no_grad():
+                loop = Loop(layer, layer_schedule, tol, guesses[index])
+                with progress_bar(progress, f"layer {index + 1}/{len(schedules)}", loop.length) as show:
+                    while loop.least < loop.length and len(loop.trace) != max_passes:
+                        loop.step()
+                        show(loop.least)
+                        if callback is not None:
+                            front, residual = records(loop.trace[-1:], loop.batch)
+                            callback(Pass(index, len(loop.trace), loop.window, front[0], residual[0], loop.iterate()))
+                value, ends, stats = loop.result(verify)
+            if differentiable:
+                value = attach(layer, value)
+            layers.append(stats)
+            status = [max(pair, key=list(Status).index) for pair in zip(status or ends, ends, strict=True)]
+        assert value is not None
+        output = system.output(value) if isinstance(system, LayeredSystem) else value
+    return Solution(output, tuple(status), tuple(layers))
 
 
 def _guesses(initial: Tensor | Sequence[Tensor | None] | None, depth: int | None) -> Sequence[Tensor | None]:

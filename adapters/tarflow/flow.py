@@ -182,7 +182,6 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
         text = repr([(name, tuple(t.shape)) for name, t in state.items()])
         return hashlib.sha256(text.encode() + torch.cat(some).cpu().numpy().tobytes()).hexdigest()[:16]
 
-    @torch.no_grad()
     def sample(
         self,
         n: int | None = None,
@@ -200,6 +199,7 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
         generator: torch.Generator | None = None,
         progress: bool = False,
         return_solution: bool = False,
+        differentiable: bool = False,
     ) -> Tensor | tuple[Tensor, Solution]:
         """Draw images.
 
@@ -219,6 +219,8 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
             generator: for the noise.
             progress: show a bar.
             return_solution: also return the `pd.Solution`.
+            differentiable: let the images have gradients with respect to z and the parameters, see `pd.solve`; not together with
+                `denoise`.
 
         Returns:
             images, shape (B, in_channels, img_size, img_size), on the scale that the flow was trained on; with
@@ -233,6 +235,8 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
             raise ValueError(f"n={n}, z and y ask for {sorted(rows) or 'no number of'} samples, expected one number")
         if denoise:
             self._noise_variance()
+        if denoise and differentiable:
+            raise ValueError("denoise takes a gradient step, which differentiable=True cannot follow: leave out one of them")
         if z is None:
             dtype = torch.promote_types(self.var.dtype, torch.float32)
             z = torch.randn(rows.pop(), *self.var.shape, generator=generator, dtype=dtype, device=self.var.device)
@@ -249,7 +253,7 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
         )
         if tol is None:
             tol = _low_precision_tol(self.var)
-        solution = solve(system, schedule, tol=tol, progress=progress)
+        solution = solve(system, schedule, tol=tol, progress=progress, differentiable=differentiable)
         if not return_solution and (bad := [row for row, s in enumerate(solution.status) if not s.succeeded]):
             warnings.warn(f"images {bad} of {len(z)} are not finite: draw them from another z", stacklevel=2)
         images = self.denoised(solution.value, labels) if denoise else solution.value

@@ -1,0 +1,67 @@
+"""Other modules over the same parameters: copies of a tree of modules, some of them of another class."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def view(
+    module: nn.Module, instead: Callable[[nn.Module], tuple[type[nn.Module], dict[str, Any]] | None]
+) -> nn.Module:
+    """A tree of modules that shares all parameters and buffers with another, which stays as it is.
+
+    The dictionaries that hold them are shared too, so that moving or loading the one moves or loads the other.
+
+    Args:
+        module: the root.
+        instead: the class and further attributes that a module is to have there; None for its own.
+    """
+    seen: dict[int, nn.Module] = {}
+
+    def copy(module: nn.Module) -> nn.Module:
+        if id(module) not in seen:
+            kind, extra = instead(module) or (type(module), {})
+            twin = seen[id(module)] = object.__new__(kind)
+            children = {name: child and copy(child) for name, child in module._modules.items()}
+            twin.__dict__.update(module.__dict__ | {"_modules": children} | extra)
+        return seen[id(module)]
+
+    return copy(module)
+
+
+def with_products(module: nn.Module, masked: type[nn.Module]) -> nn.Module:
+    """A view whose masked layers know the product of mask and weight, which the libraries form again at every call.
+
+    For use without gradients, and for as long as the weights stay the same. The values are the same to the last bit.
+    """
+
+    def instead(part: nn.Module) -> tuple[type[nn.Module], dict[str, Any]] | None:
+        return (_Product, {"product": part.mask * part.weight}) if type(part) is masked else None  # type: ignore[operator]
+
+    return view(module, instead)
+
+
+class _Product(nn.Module):
+    product: Tensor
+    bias: Tensor | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.product, self.bias)
+
+
+@functools.cache
+def mixed(mixin: type, kind: type) -> type[nn.Module]:
+    """The subclass of a library's (or a user's) class that has a mixin before it; its instances are pickled by these two."""
+    return type(mixin.__name__ + kind.__name__, (mixin, kind), {"__module__": mixin.__module__, "__reduce_ex__": _reduce})
+
+
+def _reduce(self: Any, protocol: int) -> tuple[Any, ...]:
+    mixin, kind = type(self).__bases__
+    return _blank, (mixin, kind), {key: value for key, value in self.__dict__.items() if key != "last_solution"}
+
+
+def _blank(mixin: type, kind: type) -> nn.Module:
+    return object.__new__(mixed(mixin, kind))  # type: ignore[no-any-return]

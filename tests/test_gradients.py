@@ -1,0 +1,172 @@
+"""Gradients through `solve`: theorem 6, and the flows."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import parallel_decode as pd
+from parallel_decode.adapters.tarflow import TarFlow, digits
+from parallel_decode.adjoint import Adjoint
+from parallel_decode.testing import check_system
+
+SCHEDULES = ("sequential", "jacobi", "gs-jacobi", "jacobi-gs", "sliding", "auto")
+
+
+def sequential(weights: Tensor, z: Tensor) -> Tensor:
+    """x_l = z_l + sum_m tanh(x_m) W_lm, one position after the other."""
+    x: list[Tensor] = []
+    for position in range(z.shape[1]):
+        before = torch.stack(x, 1) if x else z[:, :0]
+        x.append(z[:, position] + torch.einsum("blij,bl...j->b...i", weights[:, position, :position], before.tanh()))
+    return torch.stack(x, 1)
+
+
+def system(weights: Tensor, z: Tensor) -> pd.TriangularSystem:
+    """The same as a system."""
+    mask = torch.ones(z.shape[1], z.shape[1], dtype=z.dtype).tril(-1)[None, :, :, None, None]
+    return pd.from_function(lambda x: z + torch.einsum("blmij,bmj->bli", weights * mask, x.tanh()), torch.zeros_like(z))
+
+
+def problem(seed: int, batch: int, length: int, event: int, scale: float, sparse: float = 1.0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.randn(batch, length, length, event, event, generator=generator, dtype=torch.float64) * scale
+    weights = weights * (torch.rand(1, length, length, 1, 1, generator=generator) < sparse)
+    z = torch.randn(batch, length, event, generator=generator, dtype=torch.float64)
+    return weights.requires_grad_(), z.requires_grad_()
+
+
+@given(
+    seed=st.integers(0, 2**20),
+    batch=st.integers(1, 3),
+    length=st.integers(1, 12),
+    event=st.integers(1, 3),
+    scale=st.sampled_from([0.1, 1.0, 3.0]),
+    size=st.sampled_from([1e-8, 1.0, 1e8]),
+    schedule=st.sampled_from(SCHEDULES),
+)
+def test_6_gradients_are_those_of_the_sequential_computation(
+    seed: int, batch: int, length: int, event: int, scale: float, size: float, schedule: str
+) -> None:
+    weights, z = problem(seed, batch, length, event, scale)
+    loss = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * size
+    truth = sequential(weights, z)
+    expected = torch.autograd.grad((truth * loss).sum(), (weights, z))
+    solution = pd.solve(system(weights, z), schedule, tol=0, differentiable=True)
+    torch.testing.assert_close(solution.value, truth, rtol=1e-12, atol=1e-12)
+    found = torch.autograd.grad((solution.value * loss).sum(), (weights, z))
+    for f, e in zip(found, expected, strict=True):
+        assert (f - e).abs().max() <= 1e-12 * max(e.abs().max().item(), 1e-300)
+
+
+@given(seed=st.integers(0, 2**20), length=st.integers(2, 14))
+def test_6_the_adjoint_ends_within_depth_plus_2_passes(seed: int, length: int) -> None:
+    weights, z = problem(seed, 1, length, 1, 1.0, sparse=0.2)
+    linked = (weights[0, :, :, 0, 0] != 0).tril(-1)
+    depth = [0] * length
+    for position in range(length):
+        depth[position] = max([depth[m] + 1 for m in range(position) if linked[position, m]], default=0)
+    x = pd.solve(system(weights, z), tol=0).value.requires_grad_()
+    y = system(weights, z).evaluate(x, pd.Window.full(length))
+    adjoint = Adjoint(y, x, torch.ones_like(x))
+    check_system(adjoint)
+    solution = pd.solve(adjoint, "jacobi", tol=0)
+    assert solution.passes <= min(length, max(depth) + 2)
+    jacobian = torch.autograd.functional.jacobian(lambda t: system(weights, z).evaluate(t, pd.Window.full(length)), x)
+    matrix = torch.eye(length, dtype=torch.float64) - jacobian[0, :, 0, 0, :, 0]  # type: ignore[index]
+    v = torch.linalg.solve_triangular(matrix.T, torch.ones(length, 1, dtype=torch.float64), upper=True)
+    torch.testing.assert_close(solution.value.flip(1)[0], v)
+
+
+def test_gradcheck() -> None:
+    weights, z = problem(0, 2, 6, 2, 1.0)
+    assert torch.autograd.gradcheck(
+        lambda weights, z: pd.solve(system(weights, z), tol=0, differentiable=True).value, (weights, z)
+    )
+
+
+def test_a_second_derivative_is_an_error_that_says_so() -> None:
+    weights, z = problem(0, 1, 4, 1, 1.0)
+    value = pd.solve(system(weights, z), differentiable=True).value
+    (grad,) = torch.autograd.grad(value.pow(3).sum(), z, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        grad.sum().backward()  # type: ignore[no-untyped-call]
+
+
+def test_a_graph_that_is_retained_can_be_used_again() -> None:
+    weights, z = problem(0, 1, 4, 1, 1.0)
+    value = pd.solve(system(weights, z), differentiable=True).value
+    first = torch.autograd.grad(value.sum(), weights, retain_graph=True)[0]
+    assert torch.equal(torch.autograd.grad(value.sum(), weights)[0], first)
+
+
+def test_nothing_is_differentiated_unless_asked_and_enabled() -> None:
+    weights, z = problem(0, 1, 4, 1, 1.0)
+    assert not pd.solve(system(weights, z)).value.requires_grad
+    with torch.no_grad():
+        assert not pd.solve(system(weights, z), differentiable=True).value.requires_grad
+
+
+def test_an_evaluate_without_gradients_is_an_error() -> None:
+    with pytest.raises(ValueError, match="without no_grad"):
+        pd.solve(pd.from_function(torch.no_grad()(lambda x: x.roll(1, 1) * 0), torch.zeros(1, 4)), differentiable=True)
+
+
+def test_integers_have_no_gradients() -> None:
+    tokens = pd.from_function(lambda x: x * 0, torch.zeros(1, 4, dtype=torch.long))
+    with pytest.raises(TypeError, match="only floats have gradients"):
+        pd.solve(tokens, differentiable=True)
+
+
+def test_a_row_without_a_solution_has_no_gradient_and_spoils_no_other() -> None:
+    z = torch.ones(2, 6, dtype=torch.float64, requires_grad=True)
+    factor = torch.tensor([[1.0], [1e200]], dtype=torch.float64)
+    diverges = pd.from_function(
+        lambda x: z + factor * torch.nn.functional.pad(x, (1, -1)) ** 2, torch.zeros(2, 6, dtype=torch.float64)
+    )
+    solution = pd.solve(diverges, differentiable=True)
+    assert [s.succeeded for s in solution.status] == [True, False]
+    (grad,) = torch.autograd.grad(solution.value[0].sum(), z)
+    assert grad[0].isfinite().all() and grad[0, 0] > 1
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.5])
+def test_gradients_of_a_tarflow_sample(guidance: float) -> None:
+    torch.manual_seed(0)
+    flow = TarFlow(1, 8, 2, 16, num_blocks=3, layers_per_block=1, num_classes=4).double()
+    for p in flow.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    z, y = torch.randn(2, 16, 4, dtype=torch.float64, requires_grad=True), torch.tensor([1, 3])
+    weight = torch.randn(2, 1, 8, 8, dtype=torch.float64)
+    leaves = [z, *flow.parameters()]
+
+    solution = pd.solve(flow.system(z, y=y, guidance=guidance), tol=0, differentiable=True)
+    found = torch.autograd.grad((solution.value * weight).sum(), leaves, allow_unused=True)
+
+    value = None
+    layers = flow.system(z, y=y, guidance=guidance)
+    for index in range(layers.depth):  # the sequential computation, kept as a graph
+        layer = layers.layer(index, value)
+        value = torch.zeros_like(z)
+        for position in range(16):
+            new = layer.evaluate(value, pd.Window(range(position, position + 1), 0))
+            value = torch.cat([value[:, :position], new, value[:, position + 1 :]], 1)
+    assert value is not None
+    expected = torch.autograd.grad((layers.output(value) * weight).sum(), leaves, allow_unused=True)
+    for f, e in zip(found, expected, strict=True):
+        assert (f is None) == (e is None)
+        if f is not None and e is not None:
+            assert (f - e).abs().max() <= 1e-12 * max(e.abs().max().item(), 1e-12)
+
+
+def test_a_sample_of_digits_has_a_gradient() -> None:
+    flow = digits()
+    z = torch.randn(1, *flow.var.shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    image = flow.sample(z=z, y=3, differentiable=True)
+    assert isinstance(image, Tensor)
+    (grad,) = torch.autograd.grad(image.square().mean(), z)
+    step = 1e-3 * grad / grad.norm()
+    with torch.no_grad():
+        up, down = (flow.sample(z=z + sign * step, y=3, tol=0).square().mean() for sign in (1, -1))
+    assert (up - down).item() == pytest.approx(2e-3 * grad.norm().item(), rel=0.05)
