@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -11,6 +11,7 @@ from parallel_decode.adapters.tarflow import TarFlow, digits
 from parallel_decode.adjoint import Adjoint
 from parallel_decode.testing import check_system
 
+theorem = settings(max_examples=200, deadline=None, derandomize=True)
 SCHEDULES = ("sequential", "jacobi", "gs-jacobi", "jacobi-gs", "sliding", "auto")
 
 
@@ -37,6 +38,7 @@ def problem(seed: int, batch: int, length: int, event: int, scale: float, sparse
     return weights.requires_grad_(), z.requires_grad_()
 
 
+@theorem
 @given(
     seed=st.integers(0, 2**20),
     batch=st.integers(1, 3),
@@ -60,6 +62,7 @@ def test_6_gradients_are_those_of_the_sequential_computation(
         assert (f - e).abs().max() <= 1e-12 * max(e.abs().max().item(), 1e-300)
 
 
+@theorem
 @given(seed=st.integers(0, 2**20), length=st.integers(2, 14))
 def test_6_the_adjoint_ends_within_depth_plus_2_passes(seed: int, length: int) -> None:
     weights, z = problem(seed, 1, length, 1, 1.0, sparse=0.2)
@@ -134,9 +137,9 @@ def test_a_row_without_a_solution_has_no_gradient_and_spoils_no_other() -> None:
 @pytest.mark.parametrize("guidance", [0.0, 1.5])
 def test_gradients_of_a_tarflow_sample(guidance: float) -> None:
     torch.manual_seed(0)
-    flow = TarFlow(1, 8, 2, 16, num_blocks=3, layers_per_block=1, num_classes=4).double()
+    flow = TarFlow(1, 8, 2, 64, num_blocks=3, layers_per_block=1, num_classes=4).double()
     for p in flow.parameters():
-        torch.nn.init.normal_(p, std=0.3)
+        torch.nn.init.normal_(p, std=0.1)
     z, y = torch.randn(2, 16, 4, dtype=torch.float64, requires_grad=True), torch.tensor([1, 3])
     weight = torch.randn(2, 1, 8, 8, dtype=torch.float64)
     leaves = [z, *flow.parameters()]

@@ -3,7 +3,7 @@
 Shapes: B batch rows, D features.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from parallel_decode.adapters.maf.order import Order, generations
 from parallel_decode.adapters.maf.system import MaskedSystem, Sweep
+from parallel_decode.schedules import Jacobi
 from parallel_decode.solution import Solution
 from parallel_decode.solver import solve
 
@@ -47,17 +48,29 @@ class Parallel(nn.Module):
         if self.last_order is None or self.last_order[0] != key:
             order = order_of(self.depends())
             if isinstance(order, str):
-                raise ValueError(f"the masks of this {type(self).__name__} have changed: {order}; call parallel(...) again")
+                raise ValueError(
+                    f"the masks of this {type(self).__name__} have changed: {order}; call parallel(...) again"
+                )
             self.last_order = key, order.to(masks[0].device)
         return self.last_order[1]
 
     def invert(self, sweep: Sweep, fewer: Callable[[Tensor], Sweep], y: Tensor, context: Tensor | None) -> Tensor:
         """x (B, D) of y (B, D), with a gradient if anything that it comes from asks for one."""
-        exact = self.options.tol == 0
-        system = MaskedSystem(sweep, y.detach(), self.order(), None if exact else fewer)
-        solution = solve(system, "jacobi", tol=self.options.tol, differentiable=self.needs_gradient(y, context))
+        tol, order = self.options.tol, self.order()
+        exact = tol == 0
+        system = MaskedSystem(sweep, y.detach(), order, None if exact else fewer)
+        gradient = self.needs_gradient(y, context)
+        # Unfrozen sweeps are the library's own, and once two are equal all further ones would be. Frozen ones keep 0 * inf of a
+        # tail from what is before it.
+        solution = solve(system, Jacobi(freeze=not exact), tol=tol, differentiable=gradient)
+        if exact and not all(status.succeeded for status in solution.status):
+            guarded = solve(system, Jacobi(), tol=tol, differentiable=gradient)
+            lost = torch.tensor([not status.succeeded for status in solution.status], device=y.device)
+            lost = lost.view(-1, *(1,) * (guarded.value.dim() - 1))
+            value = torch.where(lost, guarded.value, solution.value)
+            solution = replace(guarded, value=value)
         self.last_solution = replace(solution, value=solution.value.detach())
-        return system.order.original(solution.value)
+        return order.original(solution.value)
 
     def needs_gradient(self, *inputs: Tensor | None) -> bool:
         """Whether gradients are enabled, and one of these or of the parameters wants one."""

@@ -76,6 +76,11 @@ class ParallelNflows(Parallel):
 
         x = self.invert(sweep, fewer, inputs, context)
         assert self.last_solution is not None
-        if logabsdet is None or self.options.tol > 0 or x.requires_grad or not self.last_solution.succeeded:
+        if (
+            logabsdet is None
+            or self.options.tol > 0
+            or x.requires_grad
+            or not all(status.succeeded for status in self.last_solution.status)
+        ):
             logabsdet = transform._elementwise_inverse(inputs, transform.autoregressive_net(x, context))[1]
         return x, logabsdet

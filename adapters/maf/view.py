@@ -8,9 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def view(
-    module: nn.Module, instead: Callable[[nn.Module], tuple[type[nn.Module], dict[str, Any]] | None]
-) -> nn.Module:
+def view(module: nn.Module, instead: Callable[[nn.Module], tuple[type[nn.Module], dict[str, Any]] | None]) -> nn.Module:
     """A tree of modules that shares all parameters and buffers with another, which stays as it is.
 
     The dictionaries that hold them are shared too, so that moving or loading the one moves or loads the other.
@@ -55,7 +53,9 @@ class _Product(nn.Module):
 @functools.cache
 def mixed(mixin: type, kind: type) -> type[nn.Module]:
     """The subclass of a library's (or a user's) class that has a mixin before it; its instances are pickled by these two."""
-    return type(mixin.__name__ + kind.__name__, (mixin, kind), {"__module__": mixin.__module__, "__reduce_ex__": _reduce})
+    return type(
+        mixin.__name__ + kind.__name__, (mixin, kind), {"__module__": mixin.__module__, "__reduce_ex__": _reduce}
+    )
 
 
 def _reduce(self: Any, protocol: int) -> tuple[Any, ...]:

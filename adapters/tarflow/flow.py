@@ -236,7 +236,9 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
         if denoise:
             self._noise_variance()
         if denoise and differentiable:
-            raise ValueError("denoise takes a gradient step, which differentiable=True cannot follow: leave out one of them")
+            raise ValueError(
+                "denoise takes a gradient step, which differentiable=True cannot follow: leave out one of them"
+            )
         if z is None:
             dtype = torch.promote_types(self.var.dtype, torch.float32)
             z = torch.randn(rows.pop(), *self.var.shape, generator=generator, dtype=dtype, device=self.var.device)
