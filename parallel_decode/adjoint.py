@@ -32,7 +32,9 @@ def attach(system: TriangularSystem, solution: Tensor) -> Tensor:
         ValueError: `evaluate` does not depend on x by operations that can be differentiated.
     """
     if not solution.is_floating_point():
-        raise TypeError(f"the system is {solution.dtype}, and only floats have gradients: leave out differentiable=True")
+        raise TypeError(
+            f"the system is {solution.dtype}, and only floats have gradients: leave out differentiable=True"
+        )
     with torch.enable_grad():
         x = solution.detach().requires_grad_()
         y = system.evaluate(x, Window.full(system.length)) if solution.numel() else x * 1
@@ -53,7 +55,9 @@ class _Attached(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         y, x = ctx.saved_tensors
-        size = grad.flatten(1).abs().amax(1).view(-1, *(1,) * (grad.dim() - 1))  # the tolerance is relative to each row's own
+        size = (
+            grad.flatten(1).abs().amax(1).view(-1, *(1,) * (grad.dim() - 1))
+        )  # the tolerance is relative to each row's own
         size = torch.where(size > 0, size, 1)
         loop = Loop(Adjoint(y, x, grad / size), Jacobi(), 4 * torch.finfo(grad.dtype).eps, None)
         while loop.least < loop.length:

@@ -5,14 +5,13 @@ Shapes: B batch rows, L positions, W positions of the window, *E the event.
 
 import math
 import time
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from parallel_decode.correction import Memory
 from parallel_decode.schedules import Schedule
-from parallel_decode.solution import LayerStats, Status
+from parallel_decode.solution import LayerStats, Status, Trace
 from parallel_decode.system import TriangularSystem, Window
 
 
@@ -27,8 +26,7 @@ class Loop:
         front: shape (B,), their leading positions that are final; an int where all have the same.
         least, most: the range of the fronts, known here without asking the device.
         rows: which of the rows that there were at first these are; None for all.
-        trace: after each pass the fronts and residuals, shape (2, all rows) on the host; an int is the front of all rows
-            after a pass that had nothing to compare.
+        trace: what `Trace` holds, on the host.
     """
 
     def __init__(
@@ -56,14 +54,17 @@ class Loop:
         self.clean: Tensor | None = None  # (B, L), for strided windows: evaluated, and nothing before it moved since
         self.memory: Memory = None  # the correction's
         self.rows: Tensor | None = None
-        self.may_drop = schedule.freezes
+        self.may_drop = True
         self.lost: dict[int, tuple[int, Tensor]] = {}  # row -> its first position that is not finite, and its value
-        self.trace: list[Tensor | int] = []
+        self.trace: list[Tensor | int | tuple[int, float]] = []
         self.positions = 0
         self.compared = False
 
     def step(self) -> None:
         """One pass: a window, f on it, and the front."""
+        if not self.schedule.freezes:
+            self._sweep()
+            return
         self.window = self._window()
         new = self._evaluate(self.window)
         if len(self.window.positions) == 1 and self.least == self.most:  # from final values alone: nothing to compare
@@ -85,13 +86,7 @@ class Loop:
 
     def _evaluate(self, window: Window) -> Tensor:
         p = window.positions
-        if (
-            not isinstance(p, range)
-            or not p
-            or p.step < 1
-            or p[-1] >= self.length
-            or p[0] != (self.least if self.schedule.freezes else 0)
-        ):
+        if not isinstance(p, range) or not p or p.step < 1 or p[-1] >= self.length or p[0] != self.least:
             raise ValueError(
                 f"{self.schedule!r} chose {p} with the front at {self.least} of {self.length}: a window is a range that rises from the front"
             )
@@ -105,6 +100,24 @@ class Loop:
         self.positions += len(p)
         return new
 
+    def _sweep(self) -> None:
+        """One pass of a schedule that freezes nothing: everything anew, until nothing changes in any row."""
+        self.window = Window(self.chooser.window(0, self.length), 0)
+        new = self._evaluate(self.window)
+        if self.chooser.correction is not None:
+            new, self.memory = self.chooser.correction.correct(self.x, new, self.window, self.memory)
+        residual = None
+        if self.tol == 0:
+            done = torch.equal(new, self.x)
+        else:
+            residual = (new - self.x).abs_().max().item()
+            done = residual <= self.tol
+        self.x.copy_(new)
+        self.compared = True
+        if done or len(self.trace) + 1 == self.length:
+            self.front = self.least = self.most = self.length
+        self.trace.append(self.least if residual is None else (self.least, residual))
+
     def _settle(self, new: Tensor) -> None:
         window, positions = self.window, self.window.positions
         old = window.take(self.x)
@@ -113,13 +126,12 @@ class Loop:
         if self.chooser.correction is not None:
             new, self.memory = self.chooser.correction.correct(self.x, new, window, self.memory)
         change = _event_max(_difference(new, old))
-        relative = self.tol > 0 and self.schedule.freezes
-        settled = change <= (self.tol * (1 + _event_max(old.abs())) if relative else self.tol)
+        settled = change <= (self.tol * (1 + _event_max(old.abs())) if self.tol > 0 else self.tol)
         residual = change.amax(1)
         front = self._advance(settled)
         host = _to_host(front, residual)
         finite = bool(host[1].isfinite().all())
-        if not finite and self.schedule.freezes:
+        if not finite:
             new, front = self._without_non_finite(new, old, settled)
             host = _to_host(front, residual)
         window.put(self.x, new)
@@ -131,7 +143,7 @@ class Loop:
             self.memory = None
             if window.shift is not None:
                 self.fresh = self.starts - (positions.start - window.changed)
-        elif self.tol == 0 and self.schedule.freezes:  # what settled did not change at all
+        elif self.tol == 0:  # what settled did not change at all
             self.fresh = self.least - 1 if window.shift is None else self.host_front - 1
         else:
             self.fresh = positions.start if window.shift is None else self.starts
@@ -173,9 +185,6 @@ class Loop:
     def _advance(self, settled: Tensor, usable: Tensor | None = None) -> Tensor:
         """The fronts, shape (B,), after a pass in which `settled` (B, W) did not move and `usable` (all) took their new value."""
         positions = self.window.positions
-        if not self.schedule.freezes:
-            done = settled.all() | (len(self.trace) + 1 == self.length)
-            return (done * self.length).expand(self.batch)
         if positions.step == 1:
             self.clean = None
             lead = settled[:, :-1].cumprod(1).sum(1)  # these are final, and so is the next: computed from final values
@@ -232,23 +241,26 @@ class Loop:
         """The value, how each row ended, and what it took."""
         self.chooser.finish(self.least, self.length)
         x = self.iterate()
-        fronts = self._fronts().new_full((self.batch,), self.length)
-        fronts[slice(None) if self.rows is None else self.rows] = self._fronts()
         for row, (position, value) in self.lost.items():
             x[row, position] = value
-        finite = _event_finite(x)
-        spoilt = (~finite).cumsum(1) > ~finite  # everything after a row's first non-finite position
-        if bool(spoilt.any()):
-            x[spoilt] = math.nan
+        good = Status.WITHIN_TOLERANCE if self.compared and self.tol > 0 else Status.EXACT
+        if self.least == x.shape[1] and not self.lost and math.isfinite(x.sum()):  # a sum with one that is not is not
+            status = [good] * self.batch
+        else:
+            fronts = self._fronts().new_full((self.batch,), self.length)
+            fronts[slice(None) if self.rows is None else self.rows] = self._fronts()
+            finite = _event_finite(x)
+            spoilt = (~finite).cumsum(1) > ~finite  # everything after a row's first non-finite position
+            if bool(spoilt.any()):
+                x[spoilt] = math.nan
+            status = [
+                Status.NON_FINITE if not whole else good if front == x.shape[1] else Status.PASS_LIMIT
+                for whole, front in zip(finite.all(1).tolist(), fronts.tolist(), strict=True)
+            ]
         if x.is_cuda:
             torch.cuda.synchronize(x.device)
         seconds = time.perf_counter() - self.began
 
-        good = Status.WITHIN_TOLERANCE if self.compared and self.tol > 0 else Status.EXACT
-        status = [
-            Status.NON_FINITE if not whole else good if front == x.shape[1] else Status.PASS_LIMIT
-            for whole, front in zip(finite.all(1).tolist(), fronts.tolist(), strict=True)
-        ]
         residual = bound = None
         if verify:
             again = self.system.evaluate(x, Window.full(self.length)) if self.length else x
@@ -257,8 +269,8 @@ class Loop:
                 constants = self.system.lipschitz.to(residual)
                 system = torch.eye(len(constants)).to(constants) - constants
                 bound = torch.linalg.solve_triangular(system, residual.T, upper=False, unitriangular=True).T
-        table, residuals = records(self.trace, self.batch)
-        stats = LayerStats(self.schedule, len(self.trace), self.positions, seconds, table, residuals, residual, bound)
+        trace = Trace(self.trace, self.batch)
+        stats = LayerStats(self.schedule, len(self.trace), self.positions, seconds, trace, residual, bound)
         return x, status, stats
 
 
@@ -286,13 +298,6 @@ def _to_host(front: Tensor, residual: Tensor) -> Tensor:
     """Both on the host by one transfer, the only one of a pass: shape (2, B)."""
     wide = torch.promote_types(residual.dtype, torch.float32)
     return torch.stack((front.to(wide), residual.to(wide))).cpu()
-
-
-def records(trace: Sequence[Tensor | int], batch: int) -> tuple[Tensor, Tensor]:
-    """A trace as fronts and residuals, each of shape (passes, B)."""
-    rows = [t if isinstance(t, Tensor) else torch.tensor([[t], [math.nan]]).expand(2, batch) for t in trace]
-    table = torch.stack(rows) if rows else torch.zeros(0, 2, batch)
-    return table[:, 0].long(), table[:, 1]
 
 
 def _first_guess(system: TriangularSystem, schedule: Schedule, guess: Tensor | None) -> Tensor:

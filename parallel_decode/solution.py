@@ -1,7 +1,11 @@
 """What `solve` returns."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +41,29 @@ class SolveError(RuntimeError):
     """Raised by `Solution.raise_for_status`."""
 
 
+class Trace(NamedTuple):
+    """What a loop took down of its passes.
+
+    Attributes:
+        passes: for each the fronts and residuals of all rows, shape (2, batch); or the front of all rows, an int, alone or with
+            the largest residual of all.
+        batch: the number of rows.
+    """
+
+    passes: Sequence[Tensor | int | tuple[int, float]]
+    batch: int
+
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """Fronts and residuals, each of shape (passes, batch)."""
+        table = torch.full((len(self.passes), 2, self.batch), math.nan, dtype=torch.float64)
+        for row, entry in zip(table, self.passes, strict=True):
+            if isinstance(entry, Tensor):
+                row[:] = entry
+            else:
+                row[0], row[1] = entry if isinstance(entry, tuple) else (entry, math.nan)
+        return table[:, 0].long(), table[:, 1]
+
+
 @dataclass(frozen=True, eq=False)
 class LayerStats:
     """What the solution of one layer took.
@@ -49,7 +76,8 @@ class LayerStats:
         fronts: shape (passes, B), the leading positions that were final after each pass. A row that a window of several
             positions finds to be non-finite counts as done from then on.
         residuals: shape (passes, B), the largest change of each pass (1 where integers changed, 0 where none did);
-            NaN where a pass had nothing to compare (a single position computed from final values).
+            NaN where a pass had nothing to compare (a single position computed from final values). A schedule that does not
+            freeze takes down the largest of all rows, and NaN where it compared for equality alone (tolerance 0).
         residual: with `verify=True`, |F(x) - x| in the maximum norm of the event, shape (B, L); else None.
         bound: with `verify=True` and Lipschitz constants, a bound on the distance from this layer's exact
             solution, shape (B, L); else None.
@@ -59,10 +87,17 @@ class LayerStats:
     passes: int
     positions: int
     seconds: float
-    fronts: Tensor
-    residuals: Tensor
+    trace: Trace = field(repr=False)
     residual: Tensor | None = None
     bound: Tensor | None = None
+
+    @cached_property
+    def fronts(self) -> Tensor:
+        return self.trace.tables()[0]
+
+    @cached_property
+    def residuals(self) -> Tensor:
+        return self.trace.tables()[1]
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from parallel_decode.adjoint import attach
-from parallel_decode.loop import Loop, records
+from parallel_decode.loop import Loop
 from parallel_decode.schedules import Schedule, Selective, as_schedule, check_tol
-from parallel_decode.solution import Solution, Status
+from parallel_decode.solution import Solution, Status, Trace
 from parallel_decode.system import LayeredSystem, TriangularSystem, Window
 
 
@@ -116,13 +116,15 @@ def solve(
                         loop.step()
                         show(loop.least)
                         if callback is not None:
-                            front, residual = records(loop.trace[-1:], loop.batch)
+                            front, residual = Trace(loop.trace[-1:], loop.batch).tables()
                             callback(Pass(index, len(loop.trace), loop.window, front[0], residual[0], loop.iterate()))
                 value, ends, stats = loop.result(verify)
             if differentiable:
                 value = attach(layer, value)
             layers.append(stats)
-            status = [max(pair, key=list(Status).index) for pair in zip(status or ends, ends, strict=True)]
+            if status and status != ends:  # the worse of each two
+                ends = [max(pair, key=list(Status).index) for pair in zip(status, ends, strict=True)]
+            status = ends
         assert value is not None
         output = system.output(value) if isinstance(system, LayeredSystem) else value
     return Solution(output, tuple(status), tuple(layers))

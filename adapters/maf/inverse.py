@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from parallel_decode.adapters.maf.order import Order, generations
-from parallel_decode.adapters.maf.system import MaskedSystem, Sweep
+from parallel_decode.adapters.maf.system import MaskedSystem, Sweep, Sweeps
 from parallel_decode.schedules import Jacobi
-from parallel_decode.solution import Solution
+from parallel_decode.solution import Solution, Status
 from parallel_decode.solver import solve
 
 SHALLOW = 3  # an inverse of so few passes has nothing to gain
+MANY = 2**18  # numbers in a batch, from which it pays that rows leave it
 
 
 @dataclass(frozen=True)
@@ -54,28 +55,44 @@ class Parallel(nn.Module):
             self.last_order = key, order.to(masks[0].device)
         return self.last_order[1]
 
-    def invert(self, sweep: Sweep, fewer: Callable[[Tensor], Sweep], y: Tensor, context: Tensor | None) -> Tensor:
-        """x (B, D) of y (B, D), with a gradient if anything that it comes from asks for one."""
-        tol, order = self.options.tol, self.order()
-        exact = tol == 0
-        system = MaskedSystem(sweep, y.detach(), order, None if exact else fewer)
-        gradient = self.needs_gradient(y, context)
-        # Unfrozen sweeps are the library's own, and once two are equal all further ones would be. Frozen ones keep 0 * inf of a
-        # tail from what is before it.
-        solution = solve(system, Jacobi(freeze=not exact), tol=tol, differentiable=gradient)
-        if exact and not all(status.succeeded for status in solution.status):
-            guarded = solve(system, Jacobi(), tol=tol, differentiable=gradient)
-            lost = torch.tensor([not status.succeeded for status in solution.status], device=y.device)
-            lost = lost.view(-1, *(1,) * (guarded.value.dim() - 1))
-            value = torch.where(lost, guarded.value, solution.value)
-            solution = replace(guarded, value=value)
-        self.last_solution = replace(solution, value=solution.value.detach())
-        return order.original(solution.value)
+    def invert(
+        self, sweep: Sweep, fewer: Callable[[Tensor], Sweep], y: Tensor, context: Tensor | None, passes: int
+    ) -> tuple[Tensor, bool]:
+        """x (B, D) of y (B, D), with a gradient if anything that it comes from asks for one.
+
+        Args:
+            sweep: parameters and inverse of all features, from x (B, D).
+            fewer: the same for some rows.
+            y: what to invert.
+            context: that of y, or None.
+            passes: what the library's own inverse takes.
+
+        Returns:
+            x, and whether the last call of `sweep` was the one that found it.
+        """
+        tol, gradient = self.options.tol, self.needs_gradient(y, context)
+        y = y.detach()
+        # Sweeps that freeze nothing cost the least, and are the library's own: once two are equal, all further ones would be.
+        lean = not gradient and (tol == 0 or y.numel() < MANY)
+        if lean:
+            solution = solve(Sweeps(sweep, y, passes), Jacobi(freeze=False), tol=tol)
+            x = solution.value.view(y.shape)
+        # Those that freeze let rows that are done leave, and keep 0 * inf of a tail from what is before it.
+        guard = not lean or Status.NON_FINITE in solution.status
+        if guard:
+            order = self.order()
+            system = MaskedSystem(sweep, y, order, fewer if tol > 0 else None)
+            solution = solve(system, Jacobi(), tol=tol, differentiable=gradient)
+            guarded = order.original(solution.value)
+            x = torch.where(x.isfinite().all(1, keepdim=True), x, guarded) if lean else guarded
+        self.last_solution = replace(solution, value=solution.value.detach()) if gradient else solution
+        return x, not guard
 
     def needs_gradient(self, *inputs: Tensor | None) -> bool:
         """Whether gradients are enabled, and one of these or of the parameters wants one."""
-        leaves = (*inputs, *self.parameters())
-        return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves)
+        if not torch.is_grad_enabled():
+            return False
+        return any(t is not None and t.requires_grad for t in (*inputs, *self.parameters()))
 
 
 def order_of(depends: Tensor) -> Order | str:

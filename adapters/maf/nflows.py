@@ -1,15 +1,17 @@
 """nflows, and normflows, which has its transforms: those that invert by D passes of an autoregressive network."""
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parallel_decode.adapters.maf.inverse import Parallel, is_random, order_of
 from parallel_decode.adapters.maf.order import reach
 from parallel_decode.adapters.maf.system import Sweep
-from parallel_decode.adapters.maf.view import with_products
 
 
 def _made(module: nn.Module) -> Any:
@@ -60,27 +62,71 @@ class ParallelNflows(Parallel):
         if is_random(self) or inputs.dim() != 2:
             return super().inverse(inputs, context)  # type: ignore[misc, no-any-return]
         transform: Any = self
-        with torch.no_grad():
-            known: Any = with_products(self, _made(self).MaskedLinear)
         logabsdet: Tensor | None = None
+        with torch.no_grad():
+            known = _network(transform.autoregressive_net, context)
 
         def sweep(x: Tensor) -> Tensor:
             nonlocal logabsdet
-            of = transform if torch.is_grad_enabled() else known
-            outputs, logabsdet = of._elementwise_inverse(inputs, of.autoregressive_net(x, context))
+            parameters = transform.autoregressive_net(x, context) if torch.is_grad_enabled() else known(x)
+            outputs, logabsdet = transform._elementwise_inverse(inputs, parameters)
             return outputs
 
         def fewer(rows: Tensor) -> Sweep:
-            y, c = inputs[rows], None if context is None else context[rows]
-            return lambda x: known._elementwise_inverse(y, known.autoregressive_net(x, c))[0]  # type: ignore[no-any-return]
+            y = inputs[rows]
+            network = _network(transform.autoregressive_net, None if context is None else context[rows])
+            return lambda x: transform._elementwise_inverse(y, network(x))[0]  # type: ignore[no-any-return]
 
-        x = self.invert(sweep, fewer, inputs, context)
-        assert self.last_solution is not None
-        if (
-            logabsdet is None
-            or self.options.tol > 0
-            or x.requires_grad
-            or not all(status.succeeded for status in self.last_solution.status)
-        ):
+        x, found = self.invert(sweep, fewer, inputs, context, inputs.shape[1])
+        if not found or logabsdet is None:
             logabsdet = transform._elementwise_inverse(inputs, transform.autoregressive_net(x, context))[1]
         return x, logabsdet
+
+
+def _network(made: Any, context: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """`made(x, context)` by the same operations on the same numbers, with what does not depend on x formed once."""
+    blocks = list(made.blocks)
+    residual = all(hasattr(block, "linear_layers") for block in blocks)
+    normed = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in made.modules())
+    hooked = any(part._forward_hooks or part._forward_pre_hooks for part in made.modules())
+    if normed or hooked or not (residual or context is None):
+        return lambda x: made(x, context)  # type: ignore[no-any-return]
+
+    def linear(layer: Any) -> Callable[[Tensor], Tensor]:
+        return partial(F.linear, weight=layer.mask * layer.weight, bias=layer.bias)
+
+    nflows = made.__module__.startswith("nflows")
+    prepare = None if nflows or type(made.preprocessing) is nn.Identity else made.preprocessing
+    first, last = linear(made.initial_layer), linear(made.final_layer)
+    added = None if context is None else made.context_layer(context)
+    if nflows and added is not None:
+        added = made.activation(added)
+    parts = [
+        (
+            block.activation,
+            [linear(layer) for layer in (block.linear_layers if residual else [block.linear])],
+            None if context is None else block.context_layer(context),
+        )
+        for block in blocks
+    ]
+
+    def run(x: Tensor) -> Tensor:
+        h = first(x if prepare is None else prepare(x))
+        if added is not None:
+            h = h + added
+        if nflows and not made.use_residual_blocks:
+            h = made.activation(h)
+        for activation, layers, of_context in parts:
+            if not residual:
+                h = activation(layers[0](h))
+                continue
+            t = layers[0](activation(h))
+            if nflows and of_context is not None:
+                t = t + of_context
+            t = layers[1](activation(t))
+            if not nflows and of_context is not None:
+                t = F.glu(torch.cat((t, of_context), 1), 1)
+            h = h + t
+        return last(h)
+
+    return run

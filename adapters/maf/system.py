@@ -14,15 +14,38 @@ from parallel_decode.system import TriangularSystem, Window
 Sweep = Callable[[Tensor], Tensor]  # x (B, D) to the inverse under the parameters that x gives, (B, D)
 
 
-class MaskedSystem(TriangularSystem):
-    """x = inverse(y; parameters(x)): each pass is one call of the library's own network on all features.
+class Sweeps(TriangularSystem):
+    """x = inverse(y; parameters(x)), for schedules that sweep over everything and so need not know the features' order.
 
     Args:
-        sweep: such a call.
+        sweep: one call of the library's own network on all features.
         like: y or any tensor of its shape (B, D), dtype and device.
+        enough: how many sweeps always suffice. (That is the number of positions; which features each holds does not matter here.)
+    """
+
+    def __init__(self, sweep: Sweep, like: Tensor, enough: int) -> None:
+        self.sweep, self.like = sweep, like
+        features = like.shape[1]
+        self.shape = (len(like), enough, features // enough) if features % enough == 0 else (len(like), features, 1)
+
+    @property
+    def length(self) -> int:
+        return self.shape[1]
+
+    def initial(self) -> Tensor:
+        return self.like.new_zeros(self.shape)  # the libraries' own first guess
+
+    def evaluate(self, x: Tensor, window: Window) -> Tensor:
+        return self.sweep(x.view(self.like.shape)).view(self.shape)
+
+
+class MaskedSystem(TriangularSystem):
+    """The same with generations of features as positions, for all schedules; each pass still sweeps over everything.
+
+    Args:
+        sweep, like: as above.
         order: of the features.
-        fewer: the same for some rows alone, rows (fewer,) to a sweep; None where the values of a row are to be those of
-            the whole batch to the last bit (a matrix product of another size may round otherwise).
+        fewer: a sweep for some rows alone, from rows (fewer,); None where rows cannot leave.
     """
 
     def __init__(
@@ -35,7 +58,7 @@ class MaskedSystem(TriangularSystem):
         return self.order.length
 
     def initial(self) -> Tensor:
-        return self.order.positions(torch.zeros_like(self.like))  # the libraries' own first guess
+        return self.order.positions(torch.zeros_like(self.like))
 
     def evaluate(self, x: Tensor, window: Window) -> Tensor:
         x = x.clone()

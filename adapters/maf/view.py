@@ -4,8 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 
 def view(module: nn.Module, instead: Callable[[nn.Module], tuple[type[nn.Module], dict[str, Any]] | None]) -> nn.Module:
@@ -28,26 +27,6 @@ def view(module: nn.Module, instead: Callable[[nn.Module], tuple[type[nn.Module]
         return seen[id(module)]
 
     return copy(module)
-
-
-def with_products(module: nn.Module, masked: type[nn.Module]) -> nn.Module:
-    """A view whose masked layers know the product of mask and weight, which the libraries form again at every call.
-
-    For use without gradients, and for as long as the weights stay the same. The values are the same to the last bit.
-    """
-
-    def instead(part: nn.Module) -> tuple[type[nn.Module], dict[str, Any]] | None:
-        return (_Product, {"product": part.mask * part.weight}) if type(part) is masked else None  # type: ignore[operator]
-
-    return view(module, instead)
-
-
-class _Product(nn.Module):
-    product: Tensor
-    bias: Tensor | None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.product, self.bias)
 
 
 @functools.cache
