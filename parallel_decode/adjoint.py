@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from parallel_decode.loop import Loop
 from parallel_decode.schedules import Jacobi
+from parallel_decode.solution import Status
 from parallel_decode.system import TriangularSystem, Window
 
 
@@ -39,10 +40,12 @@ def attach(system: TriangularSystem, solution: Tensor) -> Tensor:
         x = solution.detach().requires_grad_()
         y = system.evaluate(x, Window.full(system.length)) if solution.numel() else x * 1
     if not y.requires_grad:
+        if system.length < 2:  # nothing depends on anything
+            return solution
         raise ValueError(
             f"{type(system).__name__}.evaluate returned what has no gradient: differentiable=True needs an evaluate without no_grad"
         )
-    return _Attached.apply(y, x, solution)  # type: ignore[no-any-return]
+    return _Attached.apply(y, x, solution)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Attached(torch.autograd.Function):
@@ -52,17 +55,22 @@ class _Attached(torch.autograd.Function):
         return solution.view_as(solution)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         y, x = ctx.saved_tensors
         size = (
             grad.flatten(1).abs().amax(1).view(-1, *(1,) * (grad.dim() - 1))
         )  # the tolerance is relative to each row's own
         size = torch.where(size > 0, size, 1)
-        loop = Loop(Adjoint(y, x, grad / size), Jacobi(), 4 * torch.finfo(grad.dtype).eps, None)
-        while loop.least < loop.length:
-            loop.step()
-        return loop.result(verify=False)[0].flip(1) * size, None, None
+        adjoint, tol = Adjoint(y, x, grad / size), 4 * torch.finfo(grad.dtype).eps
+        for freeze in (False, True):  # sweeps that freeze nothing cost less, the others keep 0 * inf apart
+            loop = Loop(adjoint, Jacobi(freeze=freeze), tol, None)
+            while loop.least < loop.length:
+                loop.step()
+            v, status, _ = loop.result(verify=False)
+            if Status.NON_FINITE not in status:
+                break
+        return v.flip(1) * size, None, None
 
 
 class Adjoint(TriangularSystem):

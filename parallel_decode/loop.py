@@ -102,15 +102,22 @@ class Loop:
 
     def _sweep(self) -> None:
         """One pass of a schedule that freezes nothing: everything anew, until nothing changes in any row."""
-        self.window = Window(self.chooser.window(0, self.length), 0)
-        new = self._evaluate(self.window)
+        if self.trace:
+            new = self.system.evaluate(self.x, self.window)
+            self.positions += self.length
+        else:
+            self.window = Window(self.chooser.window(0, self.length), 0)
+            new = self._evaluate(self.window)
         if self.chooser.correction is not None:
             new, self.memory = self.chooser.correction.correct(self.x, new, self.window, self.memory)
         residual = None
         if self.tol == 0:
-            done = torch.equal(new, self.x)
+            done = torch.equal(_bits(new), _bits(self.x))  # what stays NaN is no reason to go on
         else:
-            residual = (new - self.x).abs_().max().item()
+            change = (new - self.x).abs_()
+            residual = change.max().item()
+            if math.isnan(residual):
+                residual = change.masked_fill_(_bits(new) == _bits(self.x), 0).max().item()
             done = residual <= self.tol
         self.x.copy_(new)
         self.compared = True
@@ -274,9 +281,17 @@ class Loop:
         return x, status, stats
 
 
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
 def _difference(new: Tensor, old: Tensor) -> Tensor:
     """|new - old|; for integers whether they differ, as 0. or 1."""
     return (new - old).abs() if new.is_floating_point() else (new != old).float()
+
+
+def _bits(x: Tensor) -> Tensor:
+    """Floats as integers, so that NaN equals itself."""
+    return x.view(_INTEGERS[x.element_size()]) if x.is_floating_point() else x
 
 
 def _event_max(x: Tensor) -> Tensor:

@@ -347,6 +347,21 @@ def test_sequential_inversion_is_finite_where_the_librarys_is_not() -> None:
     assert torch.equal(ours.isfinite().all(1), truth.isfinite().all(1))
 
 
+def test_a_row_that_is_lost_does_not_hold_up_the_others() -> None:
+    flow = zuko.flows.MAF(64, transforms=1)
+    fast = parallel(flow)
+    y = torch.randn(4, 64)
+    y[1, 0] = torch.nan
+    with torch.no_grad():
+        own, ours = flow.transform().inv(y), fast.transform().inv(y)
+    assert torch.equal(own[[0, 2, 3]], ours[[0, 2, 3]]) and ours[1].isnan().all()
+    calls: list[int] = []
+    flow.transform.transforms[0].hyper.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        parallel(flow).transform().inv(y)
+    assert len(calls) < 40
+
+
 def test_masks_that_were_loaded_anew_are_read_anew() -> None:
     torch.manual_seed(0)
     first, second = (zuko.flows.MAF(D, transforms=2, randperm=True) for _ in range(2))

@@ -4,15 +4,16 @@ Shapes: B batch rows, D features.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from parallel_decode.adapters.maf.order import Order, generations
 from parallel_decode.adapters.maf.system import MaskedSystem, Sweep, Sweeps
+from parallel_decode.adjoint import attach
 from parallel_decode.schedules import Jacobi
-from parallel_decode.solution import Solution, Status
+from parallel_decode.solution import Solution
 from parallel_decode.solver import solve
 
 SHALLOW = 3  # an inverse of so few passes has nothing to gain
@@ -70,23 +71,25 @@ class Parallel(nn.Module):
         Returns:
             x, and whether the last call of `sweep` was the one that found it.
         """
-        tol, gradient = self.options.tol, self.needs_gradient(y, context)
-        y = y.detach()
-        # Sweeps that freeze nothing cost the least, and are the library's own: once two are equal, all further ones would be.
-        lean = not gradient and (tol == 0 or y.numel() < MANY)
-        if lean:
-            solution = solve(Sweeps(sweep, y, passes), Jacobi(freeze=False), tol=tol)
-            x = solution.value.view(y.shape)
-        # Those that freeze let rows that are done leave, and keep 0 * inf of a tail from what is before it.
-        guard = not lean or Status.NON_FINITE in solution.status
-        if guard:
-            order = self.order()
-            system = MaskedSystem(sweep, y, order, fewer if tol > 0 else None)
-            solution = solve(system, Jacobi(), tol=tol, differentiable=gradient)
-            guarded = order.original(solution.value)
-            x = torch.where(x.isfinite().all(1, keepdim=True), x, guarded) if lean else guarded
-        self.last_solution = replace(solution, value=solution.value.detach()) if gradient else solution
-        return x, not guard
+        tol = self.options.tol
+        with torch.no_grad():
+            if tol == 0 or y.numel() < MANY:
+                # Sweeps that freeze nothing cost the least, and are the library's own: once two are equal, all further ones would be.
+                solution = solve(Sweeps(sweep, y, passes), Jacobi(freeze=False), tol=tol)
+                x = solution.value.view(y.shape)
+                rest = [row for row, status in enumerate(solution.status) if not status.succeeded]
+            else:
+                x, rest = torch.empty_like(y), list(range(len(y)))
+            if rest:  # what freezes lets rows that are done leave, and keeps 0 * inf of a tail from what is before it
+                order, rows = self.order(), torch.tensor(rest, device=y.device)
+                select = (lambda some: fewer(rows[some])) if tol > 0 else None
+                solution = solve(MaskedSystem(fewer(rows), y[rows], order, select), Jacobi(), tol=tol)
+                x[rows] = order.original(solution.value)
+        self.last_solution = solution
+        if not self.needs_gradient(y, context):
+            return x, not rest
+        order = self.order()
+        return order.original(attach(MaskedSystem(sweep, y, order), order.positions(x))), False
 
     def needs_gradient(self, *inputs: Tensor | None) -> bool:
         """Whether gradients are enabled, and one of these or of the parameters wants one."""
@@ -101,7 +104,7 @@ def order_of(depends: Tensor) -> Order | str:
     if generation is None:
         return "its masks have a cycle: it is not autoregressive"
     order = Order(generation)
-    return order if order.length > SHALLOW else f"its inverse takes {order.length} passes: there is nothing to gain"
+    return order if order.depth > SHALLOW else f"its inverse takes {order.depth} passes: there is nothing to gain"
 
 
 def is_random(module: nn.Module) -> bool:

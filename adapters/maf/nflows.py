@@ -62,42 +62,89 @@ class ParallelNflows(Parallel):
         if is_random(self) or inputs.dim() != 2:
             return super().inverse(inputs, context)  # type: ignore[misc, no-any-return]
         transform: Any = self
-        logabsdet: Tensor | None = None
+        scale, features = _scale(transform), inputs.shape[1]
+        apart = scale is not None and self.options.tol > 0
+        parameters = logabsdet = None
         with torch.no_grad():
-            known = _network(transform.autoregressive_net, context)
+            known = _network(transform.autoregressive_net, context, apart)
+
+        def inverse(parameters: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+            if scale is None:
+                return transform._elementwise_inverse(y, parameters)  # type: ignore[no-any-return]
+            if apart:
+                u, shift = parameters.view(len(y), 2, features).unbind(1)
+            else:
+                u, shift = parameters.view(len(y), features, 2).unbind(2)
+            return (y - shift) / scale(u), None
 
         def sweep(x: Tensor) -> Tensor:
-            nonlocal logabsdet
-            parameters = transform.autoregressive_net(x, context) if torch.is_grad_enabled() else known(x)
-            outputs, logabsdet = transform._elementwise_inverse(inputs, parameters)
+            nonlocal parameters, logabsdet
+            if torch.is_grad_enabled():
+                return transform._elementwise_inverse(inputs, transform.autoregressive_net(x, context))[0]  # type: ignore[no-any-return]
+            parameters = known(x)
+            outputs, logabsdet = inverse(parameters, inputs)
             return outputs
 
         def fewer(rows: Tensor) -> Sweep:
             y = inputs[rows]
-            network = _network(transform.autoregressive_net, None if context is None else context[rows])
-            return lambda x: transform._elementwise_inverse(y, network(x))[0]  # type: ignore[no-any-return]
+            network = _network(transform.autoregressive_net, None if context is None else context[rows], apart)
+            return lambda x: inverse(network(x), y)[0]
 
-        x, found = self.invert(sweep, fewer, inputs, context, inputs.shape[1])
-        if not found or logabsdet is None:
+        x, found = self.invert(sweep, fewer, inputs, context, features)
+        if not found or parameters is None:
             logabsdet = transform._elementwise_inverse(inputs, transform.autoregressive_net(x, context))[1]
+        elif logabsdet is None:
+            if apart:
+                parameters = parameters.view(-1, 2, features).transpose(1, 2).flatten(1)
+            logabsdet = transform._elementwise_inverse(inputs, parameters)[1]
         return x, logabsdet
 
 
-def _network(made: Any, context: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """`made(x, context)` by the same operations on the same numbers, with what does not depend on x formed once."""
+def _scale(transform: Any) -> Callable[[Tensor], Tensor] | None:
+    """The scale of an affine transform, a function of one of its two parameters; None for other transforms.
+
+    The library's own function also takes its logarithm, at every pass.
+    """
+    own = type(transform)._elementwise_inverse
+    library = sys.modules[own.__module__]
+    if own.__qualname__ == "MaskedAffineAutoregressiveTransform._elementwise_inverse" and library.__name__.startswith(
+        "nflows."
+    ):
+        return lambda u: F.softplus(u) + transform._epsilon
+    if own.__qualname__ == "MaskedAffineAutoregressive._elementwise_inverse" and library.__name__.startswith(
+        "normflows."
+    ):
+        return lambda u: torch.sigmoid(u + 2.0) + 1e-3
+    return None
+
+
+def _network(made: Any, context: Tensor | None, apart: bool) -> Callable[[Tensor], Tensor]:
+    """`made(x, context)` by the same operations on the same numbers, with what does not depend on x formed once.
+
+    Args:
+        made: the network.
+        context: of all rows, or None.
+        apart: let the two parameters of each feature come apart (B, 2 * D), not (B, D * 2): elementwise functions are several times as
+            fast on what is contiguous, and round otherwise in the last bit.
+    """
     blocks = list(made.blocks)
     residual = all(hasattr(block, "linear_layers") for block in blocks)
     normed = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in made.modules())
     hooked = any(part._forward_hooks or part._forward_pre_hooks for part in made.modules())
     if normed or hooked or not (residual or context is None):
-        return lambda x: made(x, context)  # type: ignore[no-any-return]
+        return lambda x: _apart(made(x, context), 1) if apart else made(x, context)  # type: ignore[no-any-return]
 
-    def linear(layer: Any) -> Callable[[Tensor], Tensor]:
-        return partial(F.linear, weight=layer.mask * layer.weight, bias=layer.bias)
+    def linear(layer: Any, apart: bool = False) -> Callable[[Tensor], Tensor]:
+        weight, bias = layer.mask * layer.weight, layer.bias
+        return (
+            partial(F.linear, weight=_apart(weight, 0), bias=_apart(bias, 0))
+            if apart
+            else partial(F.linear, weight=weight, bias=bias)
+        )
 
     nflows = made.__module__.startswith("nflows")
     prepare = None if nflows or type(made.preprocessing) is nn.Identity else made.preprocessing
-    first, last = linear(made.initial_layer), linear(made.final_layer)
+    first, last = linear(made.initial_layer), linear(made.final_layer, apart)
     added = None if context is None else made.context_layer(context)
     if nflows and added is not None:
         added = made.activation(added)
@@ -130,3 +177,8 @@ def _network(made: Any, context: Tensor | None) -> Callable[[Tensor], Tensor]:
         return last(h)
 
     return run
+
+
+def _apart(x: Tensor, dim: int) -> Tensor:
+    """a b a b a b to a a a b b b."""
+    return x.unflatten(dim, (-1, 2)).transpose(dim, dim + 1).flatten(dim, dim + 1)

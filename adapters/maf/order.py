@@ -14,15 +14,23 @@ class Order:
 
     Args:
         generation: of each feature, shape (D,), from 0 without gaps.
+
+    Attributes:
+        depth: the number of generations: so many passes always suffice.
+        length: of positions; more than `depth` where generations are so uneven that each feature is a position.
     """
 
     def __init__(self, generation: Tensor) -> None:
         sizes = generation.bincount()
-        self.length, self.features = len(sizes), len(generation)
+        self.features, self.depth = len(generation), len(sizes)
+        by_generation = generation.argsort(stable=True)
+        if len(sizes) * int(sizes.max()) > 2 * self.features:  # too much padding: each feature a position of its own
+            generation = by_generation.argsort()
+            sizes = torch.ones(self.features, dtype=torch.long)
+        self.length = len(sizes)
         self.natural = bool((generation == torch.arange(self.features)).all())
         within = torch.cat([torch.arange(int(size)) for size in sizes])
         self.width = int(sizes.max())  # smaller generations are padded
-        by_generation = generation.argsort(stable=True)
         self.slot = torch.empty(self.features, dtype=torch.long)  # of each feature, in (L * G)
         self.slot[by_generation] = generation[by_generation] * self.width + within
         self.source = torch.full((self.length * self.width,), self.features)  # of each slot; D for padding

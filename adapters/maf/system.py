@@ -61,8 +61,9 @@ class MaskedSystem(TriangularSystem):
         return self.order.positions(torch.zeros_like(self.like))
 
     def evaluate(self, x: Tensor, window: Window) -> Tensor:
-        x = x.clone()
-        x[:, window.positions[-1] :] = 0  # not needed, and 0 * inf inside the network would spoil what is
+        if not torch.is_grad_enabled():
+            x = x.clone()
+            x[:, window.positions[-1] :] = 0  # not needed, and 0 * inf inside the network would spoil what is
         return self.order.positions(self.sweep(self.order.original(x)))[:, window.at]
 
     def select(self, rows: Tensor) -> "MaskedSystem | None":
