@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def zuko_flow(kind: Any, features: int, transforms: int) -> nn.Module:
     return kind(features, transforms=transforms, hidden_features=[WIDTH[features]] * 2)  # type: ignore[no-any-return]
 
 
-def nflows_flow(features: int, transforms: int) -> nn.Module:
+def nflows_flow(features: int, transforms: int) -> Any:
     parts: list[nn.Module] = []
     for _ in range(transforms):
         parts += [
@@ -112,7 +113,7 @@ class Reverse(normflows.flows.Flow):  # type: ignore[misc]
     inverse = forward
 
 
-def normflows_flow(features: int, transforms: int) -> nn.Module:
+def normflows_flow(features: int, transforms: int) -> Any:
     """Its MAF maps noise to samples in one pass and samples to noise in D: what is slow is the density."""
     parts: list[nn.Module] = []
     for _ in range(transforms):
@@ -131,21 +132,21 @@ LIBRARIES: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
-def log_likelihood(flow: nn.Module, x: Tensor) -> Tensor:
+def log_likelihood(flow: Any, x: Tensor) -> Tensor:
     """The fast direction of each library: for normflows the mean log density of x under the reversed flow."""
     if isinstance(flow, normflows.NormalizingFlow):
         z, log_det = flow.forward_and_log_det(x)
         return (flow.q0.log_prob(z) + log_det).mean()  # type: ignore[no-any-return]
-    return (flow().log_prob(x) if isinstance(flow, zuko.flows.Flow) else flow.log_prob(x)).mean()  # type: ignore[no-any-return, operator]
+    return (flow().log_prob(x) if isinstance(flow, zuko.flows.Flow) else flow.log_prob(x)).mean()  # type: ignore[no-any-return]
 
 
-def slow(flow: nn.Module, z: Tensor) -> Tensor:
+def slow(flow: Any, z: Tensor) -> Tensor:
     """The direction of D passes, from noise."""
     if isinstance(flow, normflows.NormalizingFlow):
         return flow.inverse(z)  # type: ignore[no-any-return]
     if isinstance(flow, zuko.flows.Flow):
         return flow().transform.inv(z)  # type: ignore[no-any-return]
-    return flow._transform.inverse(z)[0]  # type: ignore[no-any-return, union-attr, operator]
+    return flow._transform.inverse(z)[0]  # type: ignore[no-any-return]
 
 
 def trained(name: str, data: str, make: Callable[[], nn.Module], folder: Path, steps: int) -> tuple[nn.Module, float]:
@@ -181,7 +182,8 @@ def timed(run: Callable[[], Tensor]) -> tuple[float, Tensor]:
 
 def interleaved(runs: dict[str, Callable[[], Tensor]]) -> tuple[dict[str, list[float]], dict[str, Tensor]]:
     """Seconds of each in turn, round after round, as many rounds as the budget lets."""
-    values, seconds = {}, {name: [] for name in runs}
+    values: dict[str, Tensor] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
     once = 0.0
     for name, run in runs.items():
         taken, values[name] = timed(run)
@@ -276,11 +278,10 @@ def rows(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
 
     cases: list[tuple[str, str, Callable[[], nn.Module], int, list[int], bool]] = []
     for d in dims:
-        for library, make in LIBRARIES.items():
-            cases.append((library, BY_DIMENSION[d], lambda make=make, d=d: make(d), d, batches, False))  # type: ignore[misc]
-    paper = lambda d: nflows_flow(d, 8)
-    cases.append(("nflows MAF of 8 layers", "Ising 16 x 16", lambda: paper(256), 256, [1000], False))
-    cases.append(("nflows MAF of 8 layers", "binary digits 28 x 28", lambda: paper(784), 784, [100], False))
+        for library, of in LIBRARIES.items():
+            cases.append((library, BY_DIMENSION[d], partial(of, d), d, batches, False))
+    cases.append(("nflows MAF of 8 layers", "Ising 16 x 16", partial(nflows_flow, 256, 8), 256, [1000], False))
+    cases.append(("nflows MAF of 8 layers", "binary digits 28 x 28", partial(nflows_flow, 784, 8), 784, [100], False))
     cases.append(("zuko MAF", "chaotic chain", lambda: zuko_flow(zuko.flows.MAF, 64, 1), 64, [64], False))
     cases.append(("zuko MAF", "digits 8 x 8", lambda: zuko_flow(zuko.flows.MAF, 64, 3), 64, [64], True))
     cases.append(("nflows MAF", "digits 8 x 8", lambda: nflows_flow(64, 3), 64, [64], True))

@@ -25,12 +25,12 @@ D, C = 12, 3
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the libraries' own
 
 
-def nflows_flow(*transforms: nn.Module) -> nn.Module:
+def nflows_flow(*transforms: nn.Module) -> Any:
     parts = [part for t in transforms for part in (t, nt.ReversePermutation(D))]
     return nflows.flows.Flow(nt.CompositeTransform(parts), nflows.distributions.StandardNormal([D]))
 
 
-def normflows_flow(*flows: nn.Module) -> nn.Module:
+def normflows_flow(*flows: nn.Module) -> Any:
     return normflows.NormalizingFlow(normflows.distributions.DiagGaussian(D, trainable=False), list(flows))
 
 
@@ -99,7 +99,7 @@ def make(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     return flow.eval()
 
 
-def draw(flow: nn.Module, name: str, n: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def draw(flow: Any, name: str, n: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """n samples, or n noises where the slow direction is the density's; always of the same noise."""
     torch.manual_seed(1)
     context = torch.randn(2, C, dtype=dtype)
@@ -112,19 +112,19 @@ def draw(flow: nn.Module, name: str, n: int, dtype: torch.dtype = torch.float32)
         return transform.inverse(y, context.repeat(n, 1) if conditional(name) else None)[0]  # type: ignore[no-any-return]
     x = torch.randn(2 * n, D, dtype=dtype)
     if conditional(name):
-        return flow.flows[0].inverse(x, context.repeat(n, 1))[0]  # type: ignore[no-any-return, union-attr, operator, index]
-    return flow.forward(x) if "NSF" in name else flow.inverse(x)  # type: ignore[no-any-return, operator]
+        return flow.flows[0].inverse(x, context.repeat(n, 1))[0]  # type: ignore[no-any-return]
+    return flow.forward(x) if "NSF" in name else flow.inverse(x)  # type: ignore[no-any-return]
 
 
-def log_prob(flow: nn.Module, name: str, x: Tensor) -> Tensor:
+def log_prob(flow: Any, name: str, x: Tensor) -> Tensor:
     context = torch.zeros(len(x), C, dtype=x.dtype)
     if name.startswith("zuko"):
         return flow(context if conditional(name) else None).log_prob(x)  # type: ignore[no-any-return]
     if name == "normflows MAF, context":
-        return flow.flows[0].inverse(x, context)[1]  # type: ignore[no-any-return, union-attr, operator, index]
+        return flow.flows[0].inverse(x, context)[1]  # type: ignore[no-any-return]
     if isinstance(flow, nt.Transform):
         return flow(x.clamp(0.01, 0.99))[1]  # type: ignore[no-any-return]
-    return flow.log_prob(x, *([context] if conditional(name) else []))  # type: ignore[no-any-return, operator]
+    return flow.log_prob(x, *([context] if conditional(name) else []))  # type: ignore[no-any-return]
 
 
 def drop_ins(flow: nn.Module) -> list[Parallel]:
@@ -186,7 +186,7 @@ def test_nflows_samples_and_their_densities(name: str) -> None:
 
 def test_gradients_reach_context_and_log_determinant() -> None:
     for name in ("zuko MAF", "nflows MAF, context"):
-        flow = make(name, torch.float64)
+        flow: Any = make(name, torch.float64)
         gradients = []
         for f in (flow, parallel(flow)):
             context = torch.ones(1, C, dtype=torch.float64, requires_grad=True)
@@ -195,7 +195,7 @@ def test_gradients_reach_context_and_log_determinant() -> None:
                 x, log_p = f(context).rsample_and_log_prob((5,))
             else:
                 y = torch.randn(5, D, dtype=torch.float64)
-                x, log_p = f._transform.inverse(y, context.expand(5, C))  # type: ignore[union-attr, operator]
+                x, log_p = f._transform.inverse(y, context.expand(5, C))
             (x.square().mean() + log_p.mean()).backward()
             assert context.grad is not None
             gradients.append(context.grad)
@@ -290,7 +290,7 @@ def test_rows_that_are_done_leave_a_large_batch_within_a_tolerance(monkeypatch: 
     monkeypatch.setattr(inverse, "MANY", 1)
     for name in ("nflows MAF, context", "zuko MAF"):
         calls: list[int] = []
-        flow = make(name, torch.float64)
+        flow: Any = make(name, torch.float64)
         fast = parallel(flow, tol=1e-9)
         first = next(m for m in fast.modules() if isinstance(m, nn.Linear) and hasattr(m, "mask"))
         first.register_forward_hook(lambda module, args, output: calls.append(len(args[0])))  # noqa: B023
@@ -298,9 +298,9 @@ def test_rows_that_are_done_leave_a_large_batch_within_a_tolerance(monkeypatch: 
         context = torch.randn(64, C, dtype=torch.float64)
         with torch.no_grad():
             if name == "zuko MAF":
-                x, truth = (f.transform(context).inv(y) for f in (fast, flow))  # type: ignore[operator]
+                x, truth = (f.transform(context).inv(y) for f in (fast, flow))
             else:
-                x, truth = (f._transform.inverse(y, context)[0] for f in (fast, flow))  # type: ignore[union-attr, operator]
+                x, truth = (f._transform.inverse(y, context)[0] for f in (fast, flow))
         torch.testing.assert_close(x, truth, atol=1e-7, rtol=1e-7)
         assert calls[0] == 64 and min(calls) <= 48
 
@@ -323,9 +323,9 @@ def test_a_network_that_is_random_in_training_is_the_librarys_then() -> None:
     fast = parallel(flow).train()
     for f in (flow.train(), fast):
         torch.manual_seed(5)
-        f.sample(4)  # type: ignore[operator]
+        f.sample(4)
     assert drop_ins(fast)[0].last_solution is None
-    fast.eval().sample(4)  # type: ignore[operator]
+    fast.eval().sample(4)
     assert drop_ins(fast)[0].last_solution is not None
 
 
@@ -398,7 +398,7 @@ def test_its_systems_keep_the_promises_of_systems(name: str) -> None:
     y, c = torch.randn(3, D, dtype=torch.float64), torch.zeros(C, dtype=torch.float64) if conditional(name) else None
 
     def of(rows: Any) -> Callable[[Tensor], Tensor]:
-        return lambda x: lazy.meta(c, x).inv(y[rows])  # type: ignore[no-any-return]
+        return lambda x: lazy.meta(c, x).inv(y[rows])
 
     check_system(MaskedSystem(of(slice(None)), y, lazy.order(), of))
 
@@ -416,3 +416,25 @@ def test_orders() -> None:
     assert generations(depends) is None
     chain = nn.Sequential(zuko.nn.MaskedLinear(torch.tensor([[True, False], [True, True]])), nn.ReLU())
     assert reach(chain, 2).tolist() == [[1, 0], [1, 1]]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["maf", "zuko_maf", "zuko_nsf"])
+def test_posteriors_of_sbi(kind: str) -> None:
+    from sbi.inference import NPE
+
+    torch.manual_seed(0)
+    prior = torch.distributions.MultivariateNormal(torch.zeros(D), torch.eye(D))
+    theta = prior.sample((100,))
+    inference = NPE(prior, density_estimator=kind, show_progress_bars=False)
+    estimator = inference.append_simulations(theta, theta + torch.randn(100, D)).train(max_num_epochs=2)
+    posterior, fast = (inference.build_posterior(e) for e in (estimator, parallel(estimator)))
+    posterior, fast = (p.set_default_x(torch.zeros(D)) for p in (posterior, fast))
+    for x in (None, torch.ones(D)):
+        samples = []
+        for each in (posterior, fast):
+            torch.manual_seed(1)
+            samples.append(each.sample((20,), x=x, show_progress_bars=False))
+        assert torch.equal(*samples)
+        assert torch.equal(posterior.log_prob(samples[0], x=x), fast.log_prob(samples[0], x=x))
+    assert drop_ins(fast.posterior_estimator)[0].last_solution is not None

@@ -29,7 +29,7 @@ def test_the_examples_of_the_readme_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)  # the plan is written there
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     names: dict[str, object] = {}
     for block in blocks:
         exec(block, names)  # noqa: S102
@@ -41,6 +41,11 @@ def test_the_examples_of_the_readme_run(
     [
         (("overhead.py", "--runs", "1", "--length", "16", "--out", "a/b.json"), "a/b.json", "Sliding(width=64)"),
         (("flows.py", "--runs", "1", "--batches", "1", "--methods", "SeJD", "--out", "a"), "a/bench.json", "SeJD (tau"),
+        (
+            ("maf.py", "--rows", "ar(1)", "--dims", "8", "--batches", "4", "--train", "0.002", "--out", "a.json"),
+            "a.json",
+            "normflows MAF",
+        ),
     ],
 )
 def test_benchmarks_run(words: tuple[str, ...], written: str, expected: str, tmp_path: Path) -> None:

@@ -64,25 +64,25 @@ class ParallelNflows(Parallel):
         transform: Any = self
         scale, features = _scale(transform), inputs.shape[1]
         apart = scale is not None and self.options.tol > 0
-        parameters = logabsdet = None
+        last: Tensor | None = None  # the scale (B, D) of an affine transform, or the log determinant (B,) of another
         with torch.no_grad():
             known = _network(transform.autoregressive_net, context, apart)
 
-        def inverse(parameters: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        def inverse(parameters: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             if scale is None:
                 return transform._elementwise_inverse(y, parameters)  # type: ignore[no-any-return]
             if apart:
                 u, shift = parameters.view(len(y), 2, features).unbind(1)
             else:
                 u, shift = parameters.view(len(y), features, 2).unbind(2)
-            return (y - shift) / scale(u), None
+            by = scale(u)
+            return (y - shift) / by, by
 
         def sweep(x: Tensor) -> Tensor:
-            nonlocal parameters, logabsdet
+            nonlocal last
             if torch.is_grad_enabled():
                 return transform._elementwise_inverse(inputs, transform.autoregressive_net(x, context))[0]  # type: ignore[no-any-return]
-            parameters = known(x)
-            outputs, logabsdet = inverse(parameters, inputs)
+            outputs, last = inverse(known(x), inputs)
             return outputs
 
         def fewer(rows: Tensor) -> Sweep:
@@ -91,13 +91,9 @@ class ParallelNflows(Parallel):
             return lambda x: inverse(network(x), y)[0]
 
         x, found = self.invert(sweep, fewer, inputs, context, features)
-        if not found or parameters is None:
-            logabsdet = transform._elementwise_inverse(inputs, transform.autoregressive_net(x, context))[1]
-        elif logabsdet is None:
-            if apart:
-                parameters = parameters.view(-1, 2, features).transpose(1, 2).flatten(1)
-            logabsdet = transform._elementwise_inverse(inputs, parameters)[1]
-        return x, logabsdet
+        if not found or last is None:
+            return x, transform._elementwise_inverse(inputs, transform.autoregressive_net(x, context))[1]
+        return x, last if scale is None else -last.log().sum(1)
 
 
 def _scale(transform: Any) -> Callable[[Tensor], Tensor] | None:
@@ -132,7 +128,7 @@ def _network(made: Any, context: Tensor | None, apart: bool) -> Callable[[Tensor
     normed = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in made.modules())
     hooked = any(part._forward_hooks or part._forward_pre_hooks for part in made.modules())
     if normed or hooked or not (residual or context is None):
-        return lambda x: _apart(made(x, context), 1) if apart else made(x, context)  # type: ignore[no-any-return]
+        return lambda x: _apart(made(x, context), 1) if apart else made(x, context)
 
     def linear(layer: Any, apart: bool = False) -> Callable[[Tensor], Tensor]:
         weight, bias = layer.mask * layer.weight, layer.bias
@@ -181,4 +177,4 @@ def _network(made: Any, context: Tensor | None, apart: bool) -> Callable[[Tensor
 
 def _apart(x: Tensor, dim: int) -> Tensor:
     """a b a b a b to a a a b b b."""
-    return x.unflatten(dim, (-1, 2)).transpose(dim, dim + 1).flatten(dim, dim + 1)
+    return x.view(*x.shape[:dim], -1, 2, *x.shape[dim + 1 :]).transpose(dim, dim + 1).reshape(x.shape)

@@ -76,8 +76,8 @@ class _Parallel:
         def instead(module: nn.Module) -> tuple[type[nn.Module], dict[str, Any]] | None:
             if isinstance(module, Parallel):  # it was parallel before, perhaps with another tolerance
                 return type(module), {"options": options, "last_solution": None}
-            mixin = _consider(module)
-            return (mixed(mixin, type(module)), {"options": options}) if isinstance(mixin, type) else None
+            mixin, kind = _consider(module), type(module)
+            return (mixed(mixin, kind), {"options": options}) if isinstance(mixin, type) else None  # type: ignore[arg-type]
 
         fast = view(flow, instead)
         for module in fast.modules():  # hooks are not shared

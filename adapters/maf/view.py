@@ -30,7 +30,7 @@ def view(module: nn.Module, instead: Callable[[nn.Module], tuple[type[nn.Module]
 
 
 @functools.cache
-def mixed(mixin: type, kind: type) -> type[nn.Module]:
+def mixed(mixin: type[nn.Module], kind: type[nn.Module]) -> type[nn.Module]:
     """The subclass of a library's (or a user's) class that has a mixin before it; its instances are pickled by these two."""
     return type(
         mixin.__name__ + kind.__name__, (mixin, kind), {"__module__": mixin.__module__, "__reduce_ex__": _reduce}
@@ -42,5 +42,5 @@ def _reduce(self: Any, protocol: int) -> tuple[Any, ...]:
     return _blank, (mixin, kind), {key: value for key, value in self.__dict__.items() if key != "last_solution"}
 
 
-def _blank(mixin: type, kind: type) -> nn.Module:
-    return object.__new__(mixed(mixin, kind))  # type: ignore[no-any-return]
+def _blank(mixin: type[nn.Module], kind: type[nn.Module]) -> nn.Module:
+    return object.__new__(mixed(mixin, kind))  # type: ignore[arg-type]

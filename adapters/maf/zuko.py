@@ -58,7 +58,7 @@ class _Transform(AutoregressiveTransform):  # type: ignore[misc]
         lazy: Any = self.lazy
         c = self.c
         if c is not None:  # samples and contexts are broadcast
-            shape = torch.broadcast_shapes(y.shape[:-1], c.shape[:-1])
+            shape = torch.broadcast_shapes(y.shape[:-1], c.shape[:-1])  # type: ignore[no-untyped-call]
             y, c = y.expand(*shape, y.shape[-1]), c.expand(*shape, c.shape[-1])
         flat = y.reshape(-1, y.shape[-1])
         with torch.no_grad():
@@ -89,6 +89,7 @@ class _Chain:
         self.steps: list[Callable[[Tensor], Tensor]] = []
         last = len(layers) - 1
         self.apart = total > 1 and _plain(layers[last])
+        layer: Any
         for index, layer in enumerate(layers):
             if not _plain(layer):
                 self.steps.append(layer)
@@ -104,7 +105,7 @@ class _Chain:
         return x
 
 
-def _plain(layer: nn.Module) -> bool:
+def _plain(layer: Any) -> bool:
     """Whether a layer is a masked one that nothing is hooked to."""
     return type(layer) is MaskedLinear and not layer._forward_hooks and not layer._forward_pre_hooks
 
@@ -115,7 +116,7 @@ def _inverse(lazy: Any, known: _Chain | None, c: Tensor | None, x: Tensor, y: Te
         return lazy.meta(c, x).inv(y)  # type: ignore[no-any-return]
     x = x if c is None else torch.cat((x, c), -1)
     if known is not None and known.apart:
-        each = known(x).unflatten(-1, (lazy.total, -1)).unbind(-2)
+        each = known(x).view(*x.shape[:-1], lazy.total, -1).unbind(-2)
     else:
         parameters = (known or lazy.hyper)(x).unflatten(-1, (-1, lazy.total))
         each = unpack(parameters, lazy.shapes) if any(lazy.shapes) else parameters.unbind(-1)
