@@ -32,6 +32,7 @@ SLOWNESS = 0.05  # c: 0.02 to 0.13 there
 SAVED = 0.8  # of the passes, by the secant correction
 OPTIMISM = 0.8  # of the time that is predicted for what was never tried
 DOUBT = 0.93  # likewise, for what has not done a whole run
+PRICE = 0.03  # of all time, beyond one run: what may be lost by trying what turns out slower
 # how long to look
 FIRST = 64  # the width that is tried first
 TRIAL = 8  # passes, and a quarter of the width, before it is judged in the run that tries it; wider ones than FIRST four times that
@@ -159,6 +160,9 @@ class _Gains:
         self.measured: dict[_Arm, deque[float]] = {}
         self.latest: dict[_Arm, float] = {}  # of the present run
         self.seconds: dict[_Arm, deque[float]] = {}  # for a position, of whole runs
+        self.spent = self.lost = (
+            0.0  # seconds for a position: of all runs, and beyond what the best arm would have taken
+        )
         self.runs = 0
         if like is not None:
             like.age()
@@ -167,11 +171,16 @@ class _Gains:
     def age(self) -> None:
         """Another run begins."""
         self.runs += 1
-        if self.runs % FORGET == 0:
-            self.seconds = {}
+        if self.runs % FORGET == 0 and self.seconds:
+            best = min(self.seconds, key=lambda arm: median(self.seconds[arm]))
+            self.seconds = {best: self.seconds[best]}
         for arm, pace in self.latest.items():
             self.measured.setdefault(arm, deque(maxlen=5)).append(pace)
         self.latest = {}
+
+    def least(self) -> float:
+        """Seconds for a position by the best arm of those that did whole runs; 0 if none did."""
+        return min(map(median, self.seconds.values()), default=0.0)
 
     def passes(self, arm: _Arm) -> float:
         """Passes for a position."""
@@ -258,7 +267,11 @@ class _Pilot:
         if self.arm is None or self.left:
             return
         self._tell(self.arm, front, length)
+        least = self.gains.least()
         self._took(front, length)
+        taken = (time.perf_counter() - self.start) / length
+        self.gains.spent += taken
+        self.gains.lost += max(0.0, taken - least) if least else 0.0
 
     def _took(self, front: int, length: int) -> None:
         """Take down the seconds of a run that was this arm's, or nearly."""
@@ -296,6 +309,10 @@ class _Pilot:
             whole = self.gains.seconds.get(arm, ())  # one alone may have met a bad moment of the machine
             if len(whole) > 1 or (whole and whole[0] < 1.3 * times[arm]):
                 times[arm] = median(whole)
+        if self.gains.lost > PRICE * self.gains.spent + self.gains.least():  # no more trials for now
+            times = {
+                arm: taken for arm, taken in times.items() if arm == self.arm or arm in self.gains.seconds
+            } or times
         best = min(times, key=times.__getitem__)
         return best if self.arm is None or times[best] < 0.9 * times[self.arm] else self.arm
 
