@@ -50,6 +50,7 @@ class Loop:
         self.front: Tensor | int = 0
         self.least = self.most = 0
         self.ragged = schedule.ragged and system.ragged
+        self.told = type(system).passed is not TriangularSystem.passed
         self.fresh: Tensor | int = 0  # from here on the iterate may have changed; on the host, for each row if ragged
         self.clean: Tensor | None = None  # (B, L), for strided windows: evaluated, and nothing before it moved since
         self.memory: Memory = None  # the correction's
@@ -72,6 +73,8 @@ class Loop:
             self.fresh, self.clean = self.least, None
             self.front = self.least = self.most = self.least + 1
             self.trace.append(self.least)
+            if self.told:
+                self._tell(torch.full((len(self.x),), self.least))
         else:
             self._settle(new)
 
@@ -146,6 +149,8 @@ class Loop:
         self.front, self.host_front, self.compared = front, host[0].long(), True
         self.least, self.most = map(int, self.host_front.aminmax())
         self._record(host)
+        if self.told:
+            self._tell(self.host_front)
         if not finite:  # what the system keeps of this pass may be spoilt: the next reads again what this one did
             self.memory = None
             if window.shift is not None:
@@ -156,6 +161,13 @@ class Loop:
             self.fresh = positions.start if window.shift is None else self.starts
         if self.may_drop and self.least < self.length == self.most:
             self._drop()
+
+    def _tell(self, fronts: Tensor) -> None:
+        """Let the system end rows, and guess."""
+        after = self.working.passed(self.x, fronts)
+        if not torch.equal(after, fronts):
+            self.front, self.host_front = after.to(self.x.device), after
+            self.least, self.most = map(int, after.aminmax())
 
     def _drop(self) -> None:
         """Let the rows that are done leave the batch, once they are a quarter of it."""

@@ -101,6 +101,18 @@ class TriangularSystem(ABC):
             it holds.
         """
 
+    def passed(self, x: Tensor, fronts: Tensor) -> Tensor:
+        """Called after every pass: here a system may end rows, and put better guesses in place of what is not final.
+
+        Args:
+            x: the iterate, shape (B, L, *E). Positions at and beyond a row's front may be written to.
+            fronts: how many leading positions of each row are final, shape (B,), on the host.
+
+        Returns:
+            The fronts: those given, but L for a row that has ended, whose positions from its front on were written here.
+        """
+        return fronts
+
     def select(self, rows: Tensor) -> "TriangularSystem | None":
         """The system of some rows alone, which goes on with what was kept for them; None if that is not offered.
 

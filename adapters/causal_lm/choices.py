@@ -1,0 +1,150 @@
+"""From scores to tokens: greedily, or by sampling that is a triangular system too.
+
+| choice | what it guarantees |
+|---|---|
+| `Greedy` | the tokens of `generate(do_sample=False)` |
+| `Gumbel` | for a seed the very sample of `generate(do_sample=True)`, in every schedule: all noise is drawn before, in the order in which `torch.multinomial` would |
+| `Maximal` | the distribution of `generate(do_sample=True)`, not the same sample. A draft is kept as often as any rule can (maximal coupling with what it was drawn from), at every position of the window |
+| `Speculative` | likewise; Speculative Jacobi Decoding's rule (arXiv 2410.01699): as above up to the first draft that is not kept, and fresh draws beyond |
+
+Shapes: B batch rows, W positions of a window, V tokens of the vocabulary, N tokens at most.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+
+class Choice(ABC):
+    """A token for each position of a window.
+
+    Attributes:
+        random: whether it samples.
+    """
+
+    random = True
+
+    @abstractmethod
+    def __call__(self, scores: Tensor, drafts: Tensor, guessed: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
+        """Tokens, shape (B, W).
+
+        Args:
+            scores: after all processors, float32, shape (B, W, V).
+            drafts: the tokens that the window held, shape (B, W).
+            guessed: which of them came from a guess, not from this choice, shape (B, W).
+            positions: of the window, shape (B, W), on the host.
+            rows: the rows' numbers in the batch as it was at first, shape (B,), on the host.
+        """
+
+    def finish(self, length: int) -> None:  # noqa: B027
+        """The text ended after so many positions."""
+
+
+class Greedy(Choice):
+    """The best token."""
+
+    random = False
+
+    def __call__(self, scores: Tensor, drafts: Tensor, guessed: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
+        return scores.argmax(-1)
+
+
+class Gumbel(Choice):
+    """argmax p / q for exponential q, drawn once for each position: what `torch.multinomial` does (log p minus log q is log p plus Gumbel noise).
+
+    The noise of a position is drawn for the whole batch, by the device's default generator, when a window first reaches it, and kept until no row needs it.
+
+    Args:
+        batch: B, as it was at first.
+        device: of the scores.
+    """
+
+    def __init__(self, batch: int, device: torch.device) -> None:
+        self.batch, self.device = batch, device
+        self.noise: dict[int, Tensor] = {}
+        self.states: dict[int, Tensor] = {}  # of the generator, before a position's noise was drawn
+        self.drawn = 0
+
+    def __call__(self, scores: Tensor, drafts: Tensor, guessed: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
+        first, last = int(positions.min()), int(positions.max())
+        for position in [p for p in self.noise if p < first]:
+            del self.noise[position]
+        shape = self.batch, scores.shape[-1]
+        while self.drawn <= last:
+            self.states[self.drawn] = self._state()
+            self.noise[self.drawn] = torch.empty(shape, device=self.device).exponential_(1)
+            self.drawn += 1
+        for position in range(first, last + 1):  # of an earlier run
+            if position not in self.noise:
+                now = self._state()
+                self._set(self.states[position])
+                self.noise[position] = torch.empty(shape, device=self.device).exponential_(1)
+                self._set(now)
+        probabilities = scores.softmax(-1)
+        if bool((positions == positions[:1]).all()):
+            q = torch.stack([self.noise[p] for p in positions[0].tolist()], 1)
+            q = q if len(rows) == self.batch else q[rows.to(q.device)]
+        else:
+            each = zip(rows.tolist(), positions.tolist(), strict=True)
+            q = torch.stack([torch.stack([self.noise[p][row] for p in line]) for row, line in each])
+        return (probabilities / q).argmax(-1)
+
+    def finish(self, length: int) -> None:
+        """Leave the generator as one draw for each position would have."""
+        if length in self.states:
+            self._set(self.states[length])
+
+    def _set(self, state: Tensor) -> None:
+        torch.cuda.set_rng_state(state, self.device) if self.device.type == "cuda" else torch.set_rng_state(state)
+
+    def _state(self) -> Tensor:
+        return torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.get_rng_state()
+
+
+class Maximal(Choice):
+    """A draft x from q becomes a sample of p that differs from it as seldom as possible.
+
+    It stays with probability min(1, p(x) / q(x)); otherwise a token is drawn from max(0, p - q), scaled to sum to 1. A guess that is
+    no sample has q(x) = 1.
+    """
+
+    def __init__(self) -> None:
+        self.before: dict[tuple[int, int], Tensor] = {}  # (row, position) to what the present draft was drawn from
+
+    def __call__(self, scores: Tensor, drafts: Tensor, guessed: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
+        p = scores.softmax(-1)
+        keys = [[(row, at) for at in line] for row, line in zip(rows.tolist(), positions.tolist(), strict=True)]
+        certain = torch.zeros_like(p).scatter_(-1, drafts[..., None], 1.0)
+        q = torch.stack(
+            [
+                torch.stack(
+                    [
+                        certain[b, w] if bool(guessed[b, w]) or key not in self.before else self.before[key]
+                        for w, key in enumerate(line)
+                    ]
+                )
+                for b, line in enumerate(keys)
+            ]
+        )
+        p_draft, q_draft = (t.gather(-1, drafts[..., None])[..., 0] for t in (p, q))
+        keep = torch.rand_like(p_draft) * q_draft < p_draft
+        rest = (p - q).clamp_(min=0)
+        some = rest.sum(-1, keepdim=True) > 0
+        fresh = torch.where(some, rest, p).flatten(0, 1).multinomial(1).view_as(drafts)
+        tokens = self._beyond(torch.where(keep, drafts, fresh), keep, p)
+        first = int(positions.min())
+        self.before = {key: value for key, value in self.before.items() if key[1] >= first}
+        self.before.update({key: p[b, w] for b, line in enumerate(keys) for w, key in enumerate(line)})
+        return tokens
+
+    def _beyond(self, tokens: Tensor, keep: Tensor, p: Tensor) -> Tensor:
+        return tokens
+
+
+class Speculative(Maximal):
+    """The same up to the first draft that is not kept, and fresh draws beyond."""
+
+    def _beyond(self, tokens: Tensor, keep: Tensor, p: Tensor) -> Tensor:
+        beyond = (~keep).cumsum(1) - (~keep).long() > 0
+        return torch.where(beyond, p.flatten(0, 1).multinomial(1).view_as(tokens), tokens)

@@ -1,0 +1,98 @@
+"""Logits processors on a window of positions.
+
+`generate` calls each processor once for a position, in order. On a window that is the same for processors that are functions of a
+row's tokens and logits. Those that look at the logits alone take the whole window at once; others are called position by position; and whatever
+is not known to be a function, having a state perhaps, asks for windows of one.
+
+Shapes: B batch rows, S tokens of text, W positions of a window, V tokens of the vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ALONE = {  # functions of the logits
+    "TemperatureLogitsWarper",
+    "TopPLogitsWarper",
+    "TopKLogitsWarper",
+    "TopHLogitsWarper",
+    "MinPLogitsWarper",
+    "TypicalLogitsWarper",
+    "EpsilonLogitsWarper",
+    "EtaLogitsWarper",
+    "InfNanRemoveLogitsProcessor",
+    "LogitNormalization",
+    "SuppressTokensLogitsProcessor",
+}
+OF_TEXT = {  # and of the row's tokens before
+    "MinLengthLogitsProcessor",
+    "MinNewTokensLengthLogitsProcessor",
+    "RepetitionPenaltyLogitsProcessor",
+    "NoRepeatNGramLogitsProcessor",
+    "SequenceBiasLogitsProcessor",
+    "NoBadWordsLogitsProcessor",
+    "ForcedBOSTokenLogitsProcessor",
+    "ForcedEOSTokenLogitsProcessor",
+    "ExponentialDecayLengthPenalty",
+    "SuppressTokensAtBeginLogitsProcessor",
+}
+OF_ROW = {  # and of the row's number in the batch
+    "PrefixConstrainedLogitsProcessor",
+    "EncoderRepetitionPenaltyLogitsProcessor",
+    "EncoderNoRepeatNGramLogitsProcessor",
+}
+
+
+def _kind(processor: Any) -> str:
+    module = type(processor).__module__
+    name = type(processor).__name__ if module.startswith("transformers.") else ""
+    if isinstance(getattr(processor, "prompt_ignore_length", None), Tensor):  # one for each row
+        return "of row"
+    return "of text" if name not in ALONE | OF_ROW and getattr(processor, "is_pure", False) else name
+
+
+class Processors:
+    """A list of processors for windows.
+
+    Attributes:
+        unknown: names of those that are not known to be functions: windows of one position for all rows are what they get. One's own
+            says that it is a function of a row's tokens and logits by an attribute `is_pure = True`.
+        whole: whether they want the whole batch at the same position.
+    """
+
+    def __init__(self, processors: Any) -> None:
+        self.processors = list(processors or ())
+        self.kinds = [_kind(processor) for processor in self.processors]
+        known = ALONE | OF_TEXT | OF_ROW | {"of text", "of row"}
+        self.unknown = [
+            type(p).__name__ for p, kind in zip(self.processors, self.kinds, strict=True) if kind not in known
+        ]
+        self.whole = bool(self.unknown) or any(kind in OF_ROW | {"of row"} for kind in self.kinds)
+
+    def __call__(self, text: Tensor, logits: Tensor, lengths: Tensor) -> Tensor:
+        """Scores, shape (B, W, V).
+
+        Args:
+            text: tokens, shape (B, S).
+            logits: float32, shape (B, W, V).
+            lengths: how many tokens are before each position, shape (B, W), on the host.
+        """
+        for processor, kind in zip(self.processors, self.kinds, strict=True):
+            if kind in ALONE:
+                flat = logits.flatten(0, 1)
+                logits = processor(text[:, :1].repeat_interleave(logits.shape[1], 0), flat).view_as(logits)
+                continue
+            columns = []
+            for position in range(logits.shape[1]):
+                before = lengths[:, position]
+                if bool((before == before[0]).all()):
+                    columns.append(processor(text[:, : int(before[0])], logits[:, position]))
+                    continue
+                rows = [
+                    processor(text[row : row + 1, : int(before[row])], logits[row : row + 1, position])
+                    for row in range(len(text))
+                ]
+                columns.append(torch.cat(rows))
+            logits = torch.stack(columns, 1)
+        return logits

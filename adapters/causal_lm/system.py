@@ -1,0 +1,256 @@
+"""A causal language model's continuation as a triangular system.
+
+x_l, the token l of the continuation, is a function of the prompt and x_<l: the choice from the model's scores. One pass is one forward of the
+model over the window's tokens, on top of a key-value cache that holds what is before it.
+
+Shapes: B batch rows, P tokens of the prompt, L tokens of the continuation, W positions of a window, n columns of a pass, V tokens of the
+vocabulary. A column is a place in prompt and continuation together: position l is column P + l.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from parallel_decode.adapters.causal_lm.cache import Slots
+from parallel_decode.adapters.causal_lm.choices import Choice, Greedy
+from parallel_decode.adapters.causal_lm.guesses import Guess, Last
+from parallel_decode.adapters.causal_lm.processors import Processors
+from parallel_decode.system import TriangularSystem, Window
+
+MOST = 64  # tokens that are drafted
+
+
+class CausalLM(TriangularSystem):
+    """The continuation of prompts by a model of transformers.
+
+    Args:
+        model: with a language modelling head, decoder only.
+        prompt: tokens, shape (B, P), padded on the left.
+        length: L.
+        attention_mask: of the prompt, shape (B, P), 0 for padding; None for no padding.
+        position_ids: of the prompt, shape (B, P); None counts what is not padding.
+        processors: of logits, as `generate` makes them.
+        choice: of tokens from scores.
+        guess: what windows hold before they are read.
+        cache: of transformers, empty or with leading columns in it; None makes one.
+        near: choose again, by a forward of a single token, where the two best scores are no further apart than this (relative to the larger one); with
+            0, never. See `parallel_generate`'s `strict`.
+        extra: further arguments of every forward.
+
+    Attributes:
+        scores, logits: of the last pass, shape (B, W, V).
+        counts: "forwards" of the model, and "ties", choices that were made again.
+        texts: of each row, the prompt without padding and what is final.
+        kinds: of the drafts that are in place, by row; rows that have ended are not there.
+        listeners: are told of each draft its kind, how many of its tokens came true, and how many were read.
+
+    Raises:
+        NotImplementedError: the model's cache cannot be rewound.
+
+    Example:
+        >>> import torch, parallel_decode as pd, transformers
+        >>> config = transformers.LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+        >>> model = transformers.LlamaForCausalLM(config).eval()
+        >>> system = CausalLM(model, torch.tensor([[1, 2, 3]]), 8)
+        >>> pd.solve(system, "sliding").value.shape
+        torch.Size([1, 8])
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        prompt: Tensor,
+        length: int,
+        *,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        processors: Any = None,
+        choice: Choice | None = None,
+        guess: Guess | None = None,
+        cache: Any = None,
+        near: float = 0.0,
+        extra: dict[str, Any] | None = None,
+    ) -> None:
+        batch, columns = prompt.shape
+        self.model, self.prompt, self._length = model, prompt, length
+        self.padded = attention_mask is not None and not bool(attention_mask.all())
+        self.mask = attention_mask.bool().cpu() if attention_mask is not None and self.padded else None
+        if position_ids is None:
+            ones = torch.ones_like(prompt) if attention_mask is None else attention_mask.long()
+            position_ids = (ones.cumsum(1) - 1).clamp(min=0)
+        self.position_ids = position_ids.to(prompt.device)
+        self.processors = processors if isinstance(processors, Processors) else Processors(processors)
+        self.choice, self.guess, self.near = choice or Greedy(), guess or Last(), near
+        cache = DynamicCache(config=model.config) if cache is None else cache
+        self.slots = Slots(cache, batch)
+        self.extra = extra or {}
+        self.keeps = model._supports_logits_to_keep()
+        self.rows = torch.arange(batch)  # their numbers at first
+        self.ended = torch.zeros(batch, dtype=torch.bool)
+        self.guessed = torch.ones(batch, length, dtype=torch.bool, device=prompt.device)
+        self.scores = self.logits = prompt.new_zeros(0)
+        self.starts, self.width = torch.zeros(batch, dtype=torch.long), 1
+        self.counts = {"forwards": 0, "ties": 0}
+        mask = self.mask if self.mask is not None else torch.ones(batch, columns, dtype=torch.bool)
+        self.prompts = [line[kept].tolist() for line, kept in zip(prompt.cpu(), mask, strict=True)]
+        self.texts = self.prompts
+        self.kinds = dict.fromkeys(range(batch), 0)
+        self.listeners: list[Callable[[int, int, int], None]] = []
+        self.drafted = [0] * batch
+
+    @property
+    def length(self) -> int:
+        return self._length
+
+    @property
+    def ragged(self) -> bool:  # type: ignore[override]
+        return not (self.slots.aligned or self.processors.whole or self.near)
+
+    @property
+    def cost_key(self) -> Any:  # type: ignore[override]
+        config = self.model.config
+        return (type(self.model), config.to_json_string(), str(self.prompt.device), self.model.dtype, len(self.prompt))
+
+    def initial(self) -> Tensor:
+        x = self.prompt[:, -1:].repeat(1, self.length)
+        self.texts = [list(text) for text in self.prompts]
+        self.guess.begin(self.prompts)
+        for row in range(len(x)):
+            self._draft(x, row, 0)
+        return x
+
+    def passed(self, x: Tensor, fronts: Tensor) -> Tensor:
+        """Take down what is final, and draft anew what is not."""
+        for row, front in enumerate(fronts.tolist()):
+            text, start = self.texts[row], len(self.prompts[row])
+            if self.ended[row]:
+                continue
+            old = len(text) - start
+            text.extend(x[row, old:front].tolist())
+            read = int(self.starts[row]) + self.width - 1 - old
+            read = min(read, self.drafted[row]) if self.drafted[row] else read
+            if old and read > 0:
+                for listener in self.listeners:
+                    listener(self.kinds[int(self.rows[row])], min(front - old - 1, read), read)
+            if front < self.length:
+                self._draft(x, row, front)
+        return fronts
+
+    def end(self, row: int) -> None:
+        """A row of this batch goes on no longer."""
+        self.ended[row] = True
+        self.kinds.pop(int(self.rows[row]), None)
+
+    def _draft(self, x: Tensor, row: int, front: int) -> None:
+        number = int(self.rows[row])
+        found, self.kinds[number] = self.guess.draft(number, self.texts[row], min(MOST, self.length - front))
+        self.drafted[row] = len(found)
+        if found:
+            x[row, front : front + len(found)] = torch.tensor(found, device=x.device)
+            self.guessed[row, front : front + len(found)] = True
+
+    def select(self, rows: Tensor) -> "CausalLM | None":
+        if self.processors.whole or self.slots.static:
+            return None
+        host, fewer = rows.cpu(), copy.copy(self)
+        self.slots.select(rows)
+        self.slots = Slots(
+            DynamicCache(config=self.model.config), len(self.prompt)
+        )  # these rows take the other with them
+        for name in ("prompt", "position_ids", "guessed"):
+            setattr(fewer, name, getattr(self, name)[rows])
+        fewer.mask = None if self.mask is None else self.mask[host]
+        fewer.rows, fewer.ended = self.rows[host], self.ended[host]
+        for name in ("texts", "prompts", "drafted"):
+            setattr(fewer, name, [getattr(self, name)[row] for row in host.tolist()])
+        return fewer
+
+    @torch.no_grad()
+    def evaluate(self, x: Tensor, window: Window) -> Tensor:
+        before, batch = self.prompt.shape[1], len(x)
+        shift = torch.zeros(batch, dtype=torch.long) if window.shift is None else window.shift.cpu()
+        positions = torch.tensor(window.positions)[None] + shift[:, None]
+        changed = min(window.changed, window.positions.start) + shift
+        self.starts, self.width = positions[:, 0], len(window.positions)
+        first = self.slots.reach(before + torch.minimum(changed, positions[:, 0] - 1))
+        end = before + positions[:, -1]  # the first column that is not needed
+        if self.slots.aligned and not self.slots.records:
+            if (
+                not int(self.slots.known.max()) and before > 1
+            ):  # while nothing is recorded a long prompt takes less memory
+                self._forward(x, first, before - 1, 1)
+                first = torch.minimum(before + torch.minimum(changed, positions[:, 0] - 1), self.slots.known)
+            self.slots.record()
+        count = int((end - first)[~self.ended].max()) if not bool(self.ended.all()) else 1
+        first = (end - count).clamp(min=0)
+        logits = self._forward(x, first, count, int(window.positions[-1] - window.positions.start + 1))
+        self.logits = logits[:, :: window.positions.step]
+        text = torch.cat([self.prompt, x], 1)
+        self.scores = self.processors(
+            text, self.logits.clone() if self.processors.processors else self.logits, before + positions
+        )
+        drafts = window.take(x)
+        tokens = self.choice(self.scores, drafts, window.take(self.guessed), positions, self.rows)
+        if self.near:
+            self._verify(x, text, drafts, tokens, positions)
+        window.put(self.guessed, torch.zeros_like(drafts, dtype=torch.bool))
+        return tokens
+
+    def _forward(self, x: Tensor, first: Tensor, count: int, keep: int) -> Tensor:
+        """The last `keep` logits of `count` columns from `first`, shape (B,), on; float32."""
+        before, device = self.prompt.shape[1], x.device
+        self.slots.rewind(first)
+        columns = first[:, None] + torch.arange(count)
+        real = ~self.ended if bool(self.ended.any()) else None
+        at = columns.to(device)
+        text = torch.cat([self.prompt, x], 1)
+        ids = text.gather(1, at.clamp(max=text.shape[1] - 1))
+        there = self.position_ids.gather(1, at.clamp(max=before - 1))
+        ids_positions = torch.where(at < before, there, self.position_ids[:, -1:] + at - before + 1)
+        mask = None
+        if (
+            self.mask is not None
+            or self.slots.columns is not None
+            or bool((first != first[0]).any())
+            or real is not None
+        ):
+            held = self.slots.columns
+            held = torch.arange(len(self.slots)).expand(len(x), -1) if held is None else held
+            mine = torch.cat([held, columns], 1)
+            seen = mine >= 0
+            if self.mask is not None:
+                seen &= (mine >= before) | self.mask.gather(1, mine.clamp(0, before - 1))
+            mask = seen.long().to(device)
+        arguments = {"logits_to_keep": keep} if self.keeps else {}
+        output = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=ids_positions,
+            past_key_values=self.slots.cache,
+            use_cache=True,
+            return_dict=True,
+            **arguments,
+            **self.extra,
+        )
+        self.counts["forwards"] += 1
+        self.slots.append(columns, real)
+        return output.logits[:, -keep:].to(dtype=torch.float32, device=device)
+
+    def _verify(self, x: Tensor, text: Tensor, drafts: Tensor, tokens: Tensor, positions: Tensor) -> None:
+        """Choose again where the two best scores nearly tie, by a forward of one token, the last of such positions first."""
+        best = self.scores.topk(2, -1).values
+        close = ((best[..., 0] - best[..., 1]) <= self.near * best.abs().amax(-1)).any(0)
+        final = torch.cat([torch.ones_like(drafts[:, :1]), (drafts == tokens)[:, :-1]], 1).cumprod(1).bool().any(0)
+        again = (close & final).nonzero()[:, 0].tolist() if tokens.shape[1] > 1 else []
+        for index in reversed(again):
+            column = self.prompt.shape[1] + positions[:, index] - 1
+            self.logits[:, index] = self._forward(x, column, 1, 1)[:, 0]
+            self.scores[:, index : index + 1] = self.processors(
+                text, self.logits[:, index : index + 1].clone(), self.prompt.shape[1] + positions[:, index : index + 1]
+            )
+            tokens[:, index] = self.scores[:, index].argmax(-1)
+            self.counts["ties"] += 1

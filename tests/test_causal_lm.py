@@ -1,0 +1,385 @@
+"""Language models: the tokens of `generate`, whatever the window, the guess and the model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from scipy import stats
+from torch import Tensor, nn
+from transformers import LogitsProcessor, StoppingCriteria
+
+import parallel_decode as pd
+from parallel_decode.adapters.causal_lm import Adaptive, CausalLM, Gumbel, NGram, Repeat, parallel_generate
+from parallel_decode.testing import check_system
+
+V, PAD, EOS = 48, 0, 1
+SMALL: dict[str, Any] = {
+    "vocab_size": V,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "initializer_range": 0.3,
+    "pad_token_id": PAD,
+    "eos_token_id": None,
+    "bos_token_id": None,
+    "max_position_embeddings": 256,
+}
+MODELS = ("GPT-2", "Llama", "Mistral", "Qwen3", "Gemma 3")
+
+
+def make(name: str) -> Any:
+    torch.manual_seed(0)
+    if name == "GPT-2":
+        names = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256, "vocab_size": V, "initializer_range": 0.3}
+        return transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(**names, bos_token_id=None, eos_token_id=None, pad_token_id=PAD)
+        ).eval()
+    if name == "Llama":
+        return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL)).eval()
+    if name == "Mistral":
+        return transformers.MistralForCausalLM(transformers.MistralConfig(**SMALL, sliding_window=9)).eval()
+    if name == "Qwen3":
+        return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**SMALL)).eval()
+    kinds = ["sliding_attention", "full_attention"]
+    more = {"sliding_window": 9, "layer_types": kinds, "query_pre_attn_scalar": 16}
+    return transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**SMALL, **more)).eval()
+
+
+def prompts(batch: int) -> dict[str, Tensor]:
+    ids = torch.randint(2, V, (batch, 12), generator=torch.Generator().manual_seed(1))
+    ids[:, 6:12] = ids[:, :6]  # something to look up
+    mask = torch.ones_like(ids)
+    for row in range(batch):
+        mask[row, : 3 * row] = 0
+    return {"input_ids": ids.masked_fill(mask == 0, PAD), "attention_mask": mask}
+
+
+class Third(StoppingCriteria):
+    """A row ends where it has three tokens that 3 divides."""
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        return (input_ids[:, 12:] % 3 == 0).sum(1) >= 3
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "repetition penalty": {"repetition_penalty": 1.4},
+    "no-repeat n-gram": {"no_repeat_ngram_size": 2},
+    "stopping criterion": {"stopping_criteria": [Third()]},
+    "end of text": {"eos_token_id": list(range(1, 6)), "min_new_tokens": 4},
+    "scores": {
+        "return_dict_in_generate": True,
+        "output_scores": True,
+        "output_logits": True,
+        "eos_token_id": [3, 4, 5, 6],
+    },
+}
+HOW: dict[str, dict[str, Any]] = {
+    "greedy": {"do_sample": False},
+    "sampling": {"do_sample": True, "temperature": 0.9, "top_k": 12, "top_p": 0.95},
+}
+
+
+def both(model: Any, options: dict[str, Any], **own: Any) -> tuple[Any, Any]:
+    results = []
+    for more in ({}, {"custom_generate": parallel_generate, **own}):
+        torch.manual_seed(5)
+        results.append((model.generate(**options, **more), torch.rand(1)))
+    (expected, after), (found, after_too) = results
+    assert torch.equal(after, after_too)  # the generator is left where generate leaves it
+    return expected, found
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", MODELS)
+def test_the_tokens_are_those_of_generate(name: str, case: str, batch: int, how: str) -> None:
+    model = make(name)
+    options = {**prompts(batch), **CASES[case], **HOW[how], "max_new_tokens": 24, "pad_token_id": PAD}
+    for own in (
+        {"schedule": "sequential"},
+        {"schedule": "auto"},
+        {"schedule": pd.Sliding(6), "guess": "last"},
+        {"schedule": pd.Sliding(5, per_row=True), "guess": "n-gram"},
+    ):
+        expected, found = both(model, options, **own)
+        if case != "scores":
+            assert torch.equal(expected, found), own
+            continue
+        assert torch.equal(expected.sequences, found.sequences), own
+        for name_of in ("scores", "logits"):
+            torch.testing.assert_close(
+                torch.stack(getattr(found, name_of)), torch.stack(getattr(expected, name_of)), atol=1e-4, rtol=1e-4
+            )
+        assert found.past_key_values.get_seq_length() == expected.past_key_values.get_seq_length()
+        again = {"input_ids": torch.full((batch, 1), 7), "use_cache": True}
+        columns = expected.sequences.shape[1]
+        again["attention_mask"] = torch.cat(
+            [prompts(batch)["attention_mask"], torch.ones(batch, columns - 12)], 1
+        ).long()
+        again["position_ids"] = again["attention_mask"].sum(1, keepdim=True) - 1
+        with torch.no_grad():
+            a, b = (model(**again, past_key_values=result.past_key_values).logits for result in (expected, found))
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["GPT-2", "Llama", "Mistral"])
+def test_it_is_a_system_like_others(name: str) -> None:
+    model = make(name).double()
+    inputs = prompts(2)
+    system = CausalLM(model, inputs["input_ids"], 10, attention_mask=inputs["attention_mask"])
+    points = torch.randint(2, V, (2, 10), generator=torch.Generator().manual_seed(2))
+    check_system(system, points=points)
+    expected = model.generate(**inputs, do_sample=False, max_new_tokens=10, pad_token_id=PAD)[:, 12:]
+    for schedule in ("sequential", "sliding", "jacobi", "jacobi-gs", "auto", Adaptive()):
+        assert torch.equal(pd.solve(system, schedule).value, expected)
+
+
+def test_a_sampled_text_is_a_solution_in_every_schedule() -> None:
+    model, inputs = make("Llama"), prompts(2)
+    values = []
+    for schedule in ("sequential", "jacobi", pd.Sliding(4, per_row=True)):
+        torch.manual_seed(0)
+        choice = Gumbel(2, torch.device("cpu"))
+        system = CausalLM(model, inputs["input_ids"], 10, attention_mask=inputs["attention_mask"], choice=choice)
+        values += [pd.solve(system, schedule).value, pd.solve(system, schedule).value]
+    assert all(torch.equal(value, values[0]) for value in values)
+
+
+class Chain(nn.Module):
+    """Stands in for a model where its distribution has to be known: tokens by a Markov chain."""
+
+
+@pytest.mark.parametrize("guess", ["last", "n-gram", "repeat"])
+@pytest.mark.parametrize("sampling", ["gumbel", "maximal", "speculative"])
+def test_samples_have_the_models_distribution(sampling: str, guess: str) -> None:
+    torch.manual_seed(0)
+    config = {**SMALL, "vocab_size": 6, "initializer_range": 0.4, "hidden_size": 16, "num_hidden_layers": 1}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config)).eval()
+    prompt, length, rows = torch.tensor([[2, 3, 2, 3]]), 3, 3000
+    texts = torch.cartesian_prod(*[torch.arange(6)] * length)
+    with torch.no_grad():
+        logits = model(torch.cat([prompt.expand(len(texts), -1), texts], 1)).logits[:, 3:-1]
+        scores = logits / 0.7
+        log_p = scores.log_softmax(-1).gather(-1, texts[..., None])[..., 0].sum(1)
+        drawn = []
+        for seed in range(2):
+            torch.manual_seed(seed)
+            drawn.append(
+                model.generate(
+                    prompt.repeat(rows, 1),
+                    custom_generate=parallel_generate,
+                    schedule=pd.Sliding(3, per_row=True),
+                    sampling=sampling,
+                    guess=guess,
+                    do_sample=True,
+                    temperature=0.7,
+                    top_k=0,
+                    max_new_tokens=length,
+                    pad_token_id=0,
+                )[:, 4:]
+            )
+    counts = torch.zeros(len(texts))
+    counts.index_add_(0, torch.cat(drawn) @ torch.tensor([36, 6, 1]), torch.ones(2 * rows))
+    expected = log_p.exp() * 2 * rows
+    rare = expected < 5
+    f = [*counts[~rare].tolist(), counts[rare].sum().item()]
+    e = [*expected[~rare].double().tolist(), expected[rare].double().sum().item()]
+    e = [value * sum(f) / sum(e) for value in e]
+    assert stats.chisquare(f, e).pvalue > 1e-3
+
+
+def test_drafts_that_come_true_save_forwards() -> None:
+    model = make("Llama")
+    options = {**prompts(1), "do_sample": False, "max_new_tokens": 40, "pad_token_id": PAD}
+    truth = model.generate(**options)[0].tolist()
+    report: dict[str, Any] = {}
+
+    def knows(text: Sequence[int], most: int) -> Sequence[int]:
+        return truth[len(text) : len(text) + most]
+
+    found = model.generate(
+        **options, custom_generate=parallel_generate, schedule=pd.Sliding(8), guess=knows, report=report
+    )
+    assert found[0].tolist() == truth
+    assert report["forwards"] == 5 and report["tokens_per_forward"] == 8
+
+
+def test_rows_advance_on_their_own_and_leave_when_they_end() -> None:
+    model = make("Qwen3")
+    inputs = prompts(3)
+    options = {**inputs, "do_sample": False, "max_new_tokens": 40, "pad_token_id": PAD}
+    truth = model.generate(**options)
+    seen: list[int] = []
+    model.model.layers[0].register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+
+    def knows(text: Sequence[int], most: int) -> Sequence[int]:  # the first row alone
+        line = truth[0].tolist()
+        return line[len(text) : len(text) + most] if line[: len(text)] == list(text) else []
+
+    reports: list[dict[str, Any]] = [{}, {}]
+    for per_row, report in zip((False, True), reports, strict=True):
+        own = {"schedule": pd.Sliding(8, per_row=per_row), "guess": knows, "report": report}
+        assert torch.equal(model.generate(**options, custom_generate=parallel_generate, **own), truth)
+    assert seen[0] == 3 > min(seen)  # the first row was done, and left
+    assert reports[1]["forwards"] <= reports[0]["forwards"]
+
+
+def test_holes_are_moved_together() -> None:
+    model = make("Llama")
+    inputs = {key: value.repeat(1, 1) for key, value in prompts(3).items()}
+    options = {**inputs, "do_sample": False, "max_new_tokens": 200, "pad_token_id": PAD, "no_repeat_ngram_size": 2}
+    truth = model.generate(**options)
+
+    def sometimes(text: Sequence[int], most: int) -> Sequence[int]:
+        for line in truth.tolist():
+            line = line[len(line) - len([t for t in line]) :]
+        return []
+
+    own = {"schedule": pd.Sliding(16, per_row=True), "guess": sometimes}
+    assert torch.equal(model.generate(**options, custom_generate=parallel_generate, **own), truth)
+
+
+class Stream:
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.ended = False
+
+    def put(self, value: Tensor) -> None:
+        self.tokens += value.flatten().tolist()
+
+    def end(self) -> None:
+        self.ended = True
+
+
+def test_streams_final_tokens_alone() -> None:
+    model, stream = make("Llama"), Stream()
+    options = {**prompts(1), "do_sample": False, "max_new_tokens": 24, "pad_token_id": PAD, "eos_token_id": [3, 4, 5]}
+    found = model.generate(**options, custom_generate=parallel_generate, stream=stream)
+    assert stream.tokens == found[0].tolist() and stream.ended
+
+
+class Counting(LogitsProcessor):
+    """Has a state: forbids the token whose number is how often it was called."""
+
+    calls = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.calls += 1
+        scores[:, self.calls % V] = -torch.inf
+        return scores
+
+
+class Even(LogitsProcessor):
+    is_pure = True
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        scores[torch.arange(len(scores)), (input_ids[:, -1] + 1) % V] = -torch.inf
+        return scores
+
+
+def test_processors_with_a_state_get_one_position_at_a_time() -> None:
+    model = make("Llama")
+    options = {**prompts(2), "do_sample": False, "max_new_tokens": 20, "pad_token_id": PAD}
+    truth = model.generate(**options, logits_processor=[Counting()])
+    with pytest.warns(UserWarning, match="Counting may have a state"):
+        found = model.generate(**options, logits_processor=[Counting()], custom_generate=parallel_generate)
+    assert torch.equal(found, truth)
+    truth = model.generate(**options, logits_processor=[Even()])
+    assert torch.equal(model.generate(**options, logits_processor=[Even()], custom_generate=parallel_generate), truth)
+
+
+def test_guidance_is_one_position_at_a_time() -> None:
+    model = make("Llama")
+    options = {**prompts(1), "do_sample": False, "max_new_tokens": 12, "pad_token_id": PAD, "guidance_scale": 1.5}
+    options["negative_prompt_ids"] = torch.tensor([[5, 6, 7]])
+    truth = model.generate(**options)
+    with pytest.warns(UserWarning, match="UnbatchedClassifierFreeGuidance"):
+        assert torch.equal(model.generate(**options, custom_generate=parallel_generate), truth)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"min_length": 20, "eos_token_id": 3},
+        {"forced_eos_token_id": 5},
+        {"suppress_tokens": [7, 8], "begin_suppress_tokens": [9]},
+        {"bad_words_ids": [[5], [6, 7]]},
+        {"prefix_allowed_tokens_fn": lambda row, ids: [2 + row, 10 + int(ids[-1]) % 7, 20]},
+        {"exponential_decay_length_penalty": (5, 1.3), "eos_token_id": 3},
+    ],
+)
+def test_processors_of_text(more: dict[str, Any]) -> None:
+    model = make("Llama")
+    for how in HOW.values():
+        options = {**prompts(3), **how, "max_new_tokens": 20, "pad_token_id": PAD, **more}
+        for schedule in ("auto", pd.Sliding(5, per_row=True)):
+            expected, found = both(model, options, schedule=schedule)
+            assert torch.equal(expected, found)
+
+
+def test_static_caches() -> None:
+    options = {
+        **prompts(2),
+        "do_sample": False,
+        "max_new_tokens": 20,
+        "pad_token_id": PAD,
+        "cache_implementation": "static",
+    }
+    options["disable_compile"] = True
+    for name in ("Llama", "Qwen3"):
+        expected, found = both(make(name), options, schedule=pd.Sliding(5))
+        assert torch.equal(expected, found)
+    with pytest.raises(NotImplementedError, match="cannot be rewound"):
+        make("Mistral").generate(**options, custom_generate=parallel_generate)
+
+
+def test_what_is_refused_says_why() -> None:
+    model, inputs = make("Llama"), {**prompts(1), "max_new_tokens": 5, "pad_token_id": PAD}
+    for options, error, match in (
+        ({"num_beams": 2}, NotImplementedError, "num_beams is 2"),
+        ({"return_dict_in_generate": True, "output_attentions": True}, NotImplementedError, "output_attentions"),
+        ({"schedule": "slow"}, ValueError, "schedule is 'slow'"),
+        ({"guess": "oracle"}, ValueError, "guess is 'oracle'"),
+        ({"guess": 3}, TypeError, "guess is 3"),
+        ({"do_sample": True, "sampling": "beam"}, ValueError, "sampling is 'beam'"),
+    ):
+        with pytest.raises(error, match=match):
+            model.generate(**inputs, **options, custom_generate=parallel_generate)
+    mamba = transformers.MambaForCausalLM(
+        transformers.MambaConfig(vocab_size=V, hidden_size=16, num_hidden_layers=1, state_size=4, pad_token_id=PAD)
+    ).eval()
+    with pytest.raises(NotImplementedError, match="cannot be rewound"):
+        mamba.generate(inputs["input_ids"], max_new_tokens=5, custom_generate=parallel_generate)
+    with pytest.raises(TypeError, match="Adaptive is for language models"):
+        pd.solve(pd.from_function(lambda x: x * 0, torch.zeros(1, 3)), Adaptive())
+
+
+def test_strict_chooses_near_ties_again() -> None:
+    model = make("Llama").bfloat16()
+    options = {**prompts(1), "do_sample": False, "max_new_tokens": 60, "pad_token_id": PAD}
+    truth = model.generate(**options)
+    report: dict[str, Any] = {}
+    own = {"schedule": pd.Sliding(6), "strict": True, "report": report}
+    assert torch.equal(model.generate(**options, custom_generate=parallel_generate, **own), truth)
+    assert report["ties"] >= 0
+
+
+def test_guesses() -> None:
+    guess = NGram(longest=3)
+    guess.begin([[1, 2, 3, 1, 2]])
+    text = [1, 2, 3, 1, 2]
+    assert guess.draft(0, text, 7) == ([3, 1, 2, 3, 1, 2, 3], 2)
+    text += [9]
+    assert guess.draft(0, text, 4) == ([], 0)
+    text += [1]
+    assert guess.draft(0, text, 4) == ([2, 9, 1, 2], 1)  # the latest place
+    assert Repeat().draft(0, text, 2) == ([1, 1], 1)
+    with pytest.raises(ValueError, match="shortest is 3"):
+        NGram(2, 3)
