@@ -96,7 +96,7 @@ class Slots:
         """Keep these rows alone."""
         self.cache.batch_select_indices(rows)
         host = rows.cpu()
-        self.known = self.known[host]
+        self.known, self.floor = self.known[host], self.floor[host]
         self.columns = None if self.columns is None else self.columns[host]
 
     def align(self) -> None:
