@@ -1,20 +1,23 @@
 """Language models: the tokens of `generate`, whatever the window, the guess and the model."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from scipy import stats
-from torch import Tensor, nn
-from transformers import LogitsProcessor, StoppingCriteria
+from torch import Tensor
+from transformers import LogitsProcessor, StoppingCriteria, dynamic_module_utils
 
 import parallel_decode as pd
-from parallel_decode.adapters.causal_lm import Adaptive, CausalLM, Gumbel, NGram, Repeat, parallel_generate
+from parallel_decode.adapters import causal_lm
+from parallel_decode.adapters.causal_lm import Adaptive, CausalLM, Gumbel, NGram, Repeat, cache, parallel_generate
+from parallel_decode.adapters.causal_lm.cache import Slots
 from parallel_decode.testing import check_system
 
-V, PAD, EOS = 48, 0, 1
+V, PAD = 48, 0
+hf: Any = transformers
 SMALL: dict[str, Any] = {
     "vocab_size": V,
     "hidden_size": 32,
@@ -36,18 +39,16 @@ def make(name: str) -> Any:
     torch.manual_seed(0)
     if name == "GPT-2":
         names = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256, "vocab_size": V, "initializer_range": 0.3}
-        return transformers.GPT2LMHeadModel(
-            transformers.GPT2Config(**names, bos_token_id=None, eos_token_id=None, pad_token_id=PAD)
-        ).eval()
+        return hf.GPT2LMHeadModel(hf.GPT2Config(**names, bos_token_id=None, eos_token_id=None, pad_token_id=PAD)).eval()
     if name == "Llama":
-        return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL)).eval()
+        return hf.LlamaForCausalLM(hf.LlamaConfig(**SMALL)).eval()
     if name == "Mistral":
-        return transformers.MistralForCausalLM(transformers.MistralConfig(**SMALL, sliding_window=9)).eval()
+        return hf.MistralForCausalLM(hf.MistralConfig(**SMALL, sliding_window=9)).eval()
     if name == "Qwen3":
-        return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**SMALL)).eval()
+        return hf.Qwen3ForCausalLM(hf.Qwen3Config(**SMALL)).eval()
     kinds = ["sliding_attention", "full_attention"]
     more = {"sliding_window": 9, "layer_types": kinds, "query_pre_attn_scalar": 16}
-    return transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**SMALL, **more)).eval()
+    return hf.Gemma3ForCausalLM(hf.Gemma3TextConfig(**SMALL, **more)).eval()
 
 
 def prompts(batch: int) -> dict[str, Tensor]:
@@ -62,7 +63,7 @@ def prompts(batch: int) -> dict[str, Tensor]:
 class Third(StoppingCriteria):
     """A row ends where it has three tokens that 3 divides."""
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
         return (input_ids[:, 12:] % 3 == 0).sum(1) >= 3
 
 
@@ -118,7 +119,7 @@ def test_the_tokens_are_those_of_generate(name: str, case: str, batch: int, how:
                 torch.stack(getattr(found, name_of)), torch.stack(getattr(expected, name_of)), atol=1e-4, rtol=1e-4
             )
         assert found.past_key_values.get_seq_length() == expected.past_key_values.get_seq_length()
-        again = {"input_ids": torch.full((batch, 1), 7), "use_cache": True}
+        again: dict[str, Any] = {"input_ids": torch.full((batch, 1), 7), "use_cache": True}
         columns = expected.sequences.shape[1]
         again["attention_mask"] = torch.cat(
             [prompts(batch)["attention_mask"], torch.ones(batch, columns - 12)], 1
@@ -152,16 +153,12 @@ def test_a_sampled_text_is_a_solution_in_every_schedule() -> None:
     assert all(torch.equal(value, values[0]) for value in values)
 
 
-class Chain(nn.Module):
-    """Stands in for a model where its distribution has to be known: tokens by a Markov chain."""
-
-
 @pytest.mark.parametrize("guess", ["last", "n-gram", "repeat"])
 @pytest.mark.parametrize("sampling", ["gumbel", "maximal", "speculative"])
 def test_samples_have_the_models_distribution(sampling: str, guess: str) -> None:
     torch.manual_seed(0)
     config = {**SMALL, "vocab_size": 6, "initializer_range": 0.4, "hidden_size": 16, "num_hidden_layers": 1}
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config)).eval()
+    model = hf.LlamaForCausalLM(hf.LlamaConfig(**config)).eval()
     prompt, length, rows = torch.tensor([[2, 3, 2, 3]]), 3, 3000
     texts = torch.cartesian_prod(*[torch.arange(6)] * length)
     with torch.no_grad():
@@ -192,13 +189,17 @@ def test_samples_have_the_models_distribution(sampling: str, guess: str) -> None
     f = [*counts[~rare].tolist(), counts[rare].sum().item()]
     e = [*expected[~rare].double().tolist(), expected[rare].double().sum().item()]
     e = [value * sum(f) / sum(e) for value in e]
-    assert stats.chisquare(f, e).pvalue > 1e-3
+    statistic = sum((a - b) ** 2 / b for a, b in zip(f, e, strict=True))
+    p_value = torch.special.gammaincc(
+        torch.tensor((len(f) - 1) / 2), torch.tensor(statistic / 2)
+    ).item()  # of chi-square
+    assert p_value > 1e-3
 
 
 def test_drafts_that_come_true_save_forwards() -> None:
     model = make("Llama")
     options = {**prompts(1), "do_sample": False, "max_new_tokens": 40, "pad_token_id": PAD}
-    truth = model.generate(**options)[0].tolist()
+    truth: list[int] = model.generate(**options)[0].tolist()
     report: dict[str, Any] = {}
 
     def knows(text: Sequence[int], most: int) -> Sequence[int]:
@@ -231,19 +232,41 @@ def test_rows_advance_on_their_own_and_leave_when_they_end() -> None:
     assert reports[1]["forwards"] <= reports[0]["forwards"]
 
 
-def test_holes_are_moved_together() -> None:
+def test_holes_are_moved_together(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make("Llama")
-    inputs = {key: value.repeat(1, 1) for key, value in prompts(3).items()}
-    options = {**inputs, "do_sample": False, "max_new_tokens": 200, "pad_token_id": PAD, "no_repeat_ngram_size": 2}
+    options: dict[str, Any] = {
+        **prompts(3),
+        "do_sample": False,
+        "max_new_tokens": 150,
+        "pad_token_id": PAD,
+        "no_repeat_ngram_size": 2,
+    }
     truth = model.generate(**options)
+    moves: list[int] = []
+    compact = Slots._compact
+    monkeypatch.setattr(cache, "HOLES", 8)
 
-    def sometimes(text: Sequence[int], most: int) -> Sequence[int]:
-        for line in truth.tolist():
-            line = line[len(line) - len([t for t in line]) :]
-        return []
+    def counted(slots: Slots, most: int) -> None:
+        moves.append(most)
+        compact(slots, most)
 
-    own = {"schedule": pd.Sliding(16, per_row=True), "guess": sometimes}
+    monkeypatch.setattr(Slots, "_compact", counted)
+    texts = [
+        row[mask.bool()].tolist() for row, mask in zip(truth, _longer(options["attention_mask"], 150), strict=True)
+    ]
+
+    def sometimes(text: Sequence[int], most: int) -> Sequence[int]:  # each row in its turn
+        row = next(i for i, line in enumerate(texts) if line[: len(text)] == text)
+        return texts[row][len(text) : len(text) + most] if len(text) // 20 % 3 == row else []
+
+    report: dict[str, Any] = {}
+    own = {"schedule": pd.Sliding(8, per_row=True), "guess": sometimes, "report": report}
     assert torch.equal(model.generate(**options, custom_generate=parallel_generate, **own), truth)
+    assert moves and report["forwards"] < 130
+
+
+def _longer(mask: Tensor, by: int) -> Tensor:
+    return torch.cat([mask, torch.ones(len(mask), by, dtype=mask.dtype)], 1)
 
 
 class Stream:
@@ -340,6 +363,17 @@ def test_static_caches() -> None:
         make("Mistral").generate(**options, custom_generate=parallel_generate)
 
 
+def test_the_form_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path))
+    model, stream = make("Llama"), Stream()
+    options = {**prompts(1), "do_sample": False, "max_new_tokens": 12, "pad_token_id": PAD}
+    folder = str(Path(causal_lm.__file__).parent / "hub")
+    found = model.generate(
+        **options, custom_generate=folder, trust_remote_code=True, schedule=pd.Sliding(4), streamer=stream
+    )
+    assert torch.equal(found, model.generate(**options)) and stream.ended
+
+
 def test_what_is_refused_says_why() -> None:
     model, inputs = make("Llama"), {**prompts(1), "max_new_tokens": 5, "pad_token_id": PAD}
     for options, error, match in (
@@ -352,8 +386,8 @@ def test_what_is_refused_says_why() -> None:
     ):
         with pytest.raises(error, match=match):
             model.generate(**inputs, **options, custom_generate=parallel_generate)
-    mamba = transformers.MambaForCausalLM(
-        transformers.MambaConfig(vocab_size=V, hidden_size=16, num_hidden_layers=1, state_size=4, pad_token_id=PAD)
+    mamba = hf.MambaForCausalLM(
+        hf.MambaConfig(vocab_size=V, hidden_size=16, num_hidden_layers=1, state_size=4, pad_token_id=PAD)
     ).eval()
     with pytest.raises(NotImplementedError, match="cannot be rewound"):
         mamba.generate(inputs["input_ids"], max_new_tokens=5, custom_generate=parallel_generate)

@@ -117,7 +117,7 @@ class Slots:
         """To `most` slots, the columns of each row in order and holes before them."""
         assert self.columns is not None
         there = self.columns >= 0
-        order = there.int().argsort(1, stable=True)[:, -most:] if most else self.columns[:, :0]
+        order = there.int().argsort(dim=1, stable=True)[:, -most:] if most else self.columns[:, :0]
         self.columns = self.columns.gather(1, order)
         for layer in self.cache.layers:
             if layer.is_initialized:

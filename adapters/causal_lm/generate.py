@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.generation import GenerateDecoderOnlyOutput
+from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from parallel_decode.adapters.causal_lm.adaptive import Adaptive
 from parallel_decode.adapters.causal_lm.choices import Choice, Greedy, Gumbel, Maximal, Speculative
@@ -42,11 +42,10 @@ class _Generation(CausalLM):
         )  # without a token that ends them, generate lets rows go on until all are done
         self.stream, self.whole = stream, whole
         batch = len(self.prompt)
-        self.kept: list[list[Tensor | None]] = [[], []]  # scores, logits
+        self.kept: list[list[Tensor]] = [[], []]  # scores, logits
         self.keep = keep
         self.lengths = torch.full((batch,), self.length)  # where each row ends
         self.checked = [0]  # positions that the criteria, and the streamer, have seen
-        self.all_ids: list[Tensor] = []
 
     @property
     def ragged(self) -> bool:  # type: ignore[override]
@@ -87,7 +86,7 @@ class _Generation(CausalLM):
         columns = self.prompt.shape[1]
         while self.checked[0] < least and self.checked[0] < int(self.lengths.max()):
             position = self.checked[0]
-            scores = tuple(s for s in self.kept[0][: position + 1]) if self.keep[0] else None
+            scores = tuple(self.kept[0][: position + 1]) if self.keep[0] else None
             for criterion in self.criteria:
                 done = criterion(text[:, : columns + position + 1], scores)
                 done = torch.as_tensor(done, device="cpu").expand(len(x))
@@ -224,10 +223,13 @@ def parallel_generate(
         report |= {"seconds": time.perf_counter() - began, "solution": solution}
     if not outputs:
         return text
+    kept: Any = [
+        tuple(part[:length]) if wanted else None for part, wanted in zip(system.kept, system.keep, strict=True)
+    ]
     return GenerateDecoderOnlyOutput(
-        sequences=text,
-        scores=tuple(system.kept[0][:length]) if system.keep[0] else None,
-        logits=tuple(system.kept[1][:length]) if system.keep[1] else None,
+        sequences=text,  # type: ignore[arg-type]
+        scores=kept[0],
+        logits=kept[1],
         past_key_values=_cache(system, solution.value, length),
     )
 

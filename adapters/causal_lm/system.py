@@ -238,7 +238,8 @@ class CausalLM(TriangularSystem):
         )
         self.counts["forwards"] += 1
         self.slots.append(columns, real)
-        return output.logits[:, -keep:].to(dtype=torch.float32, device=device)
+        logits: Tensor = output.logits[:, -keep:]
+        return logits.to(dtype=torch.float32, device=device)
 
     def _verify(self, x: Tensor, text: Tensor, drafts: Tensor, tokens: Tensor, positions: Tensor) -> None:
         """Choose again where the two best scores nearly tie, by a forward of one token, the last of such positions first."""
