@@ -201,6 +201,13 @@ def interleaved(runs: dict[str, Callable[[], Tensor]]) -> tuple[dict[str, list[f
     return seconds, values
 
 
+def deviation(x: Tensor, truth: Tensor) -> float:
+    """The largest of all rows that are finite in the library's own result, relative to 1 + the row's largest number."""
+    rows = truth.isfinite().all(1)
+    scale = 1 + truth[rows].abs().amax(1, keepdim=True)
+    return ((x[rows] - truth[rows]).abs() / scale).max().item() if bool(rows.any()) else 0.0
+
+
 def passes(flow: nn.Module) -> list[int]:
     return [
         module.last_solution.passes
@@ -231,13 +238,15 @@ def sampling(flow: nn.Module, z: Tensor) -> dict[str, Any]:
         "rounds": len(seconds["0.0"]),
         "own_seconds": statistics.median(own) if own else None,
         "own_about_seconds": about,
+        "finite_rows": int(values["own"].isfinite().all(1).sum()) if own else None,
     }
     for tol, f in fast.items():
         key = str(tol)
         row[f"tol {tol:g}"] = {
             "ratio": statistics.median(a / b for a, b in zip(own, seconds[key], strict=True)) if own else None,
             "seconds": statistics.median(seconds[key]),
-            "largest_deviation": (values[key] - values["own"]).abs().max().item() if own else None,
+            "largest_deviation": deviation(values[key], values["own"]) if own else None,
+            "finite_rows": int(values[key].isfinite().all(1).sum()),
             "passes": passes(f),
         }
     return row
@@ -307,6 +316,8 @@ def line(name: str, row: dict[str, Any]) -> str:
             else f"{found['seconds']:.3g} s"
         )
         text += f"   {tol[4:]}: {what}, {found['passes']}"
+    lost = row["batch"] - row.get("finite_rows", row["batch"]) if row.get("own_seconds") else 0
+    text += f"   (own: {lost} rows not finite, tol 0: {row['batch'] - row['tol 0']['finite_rows']})" if lost else ""
     return text + (f"   ({row['rounds']} rounds)" if row["rounds"] < 5 else "")
 
 

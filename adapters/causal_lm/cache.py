@@ -7,12 +7,57 @@ slots need no order but that of their columns.
 Shapes: B batch rows, T slots.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicLayer
 
 HOLES = 64  # slots, and half of what is needed: from there on they are moved together
+
+
+class FixedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """A `DynamicLayer` that writes into storage of a fixed size (doubled when it is full) where that one concatenates, which copies all.
+
+    Its keys and values are views of what is filled.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.capacity = capacity
+        self.storage: tuple[Tensor, ...] = ()
+
+    @classmethod
+    def of(cls, layer: DynamicLayer, capacity: int) -> "FixedLayer":
+        """With the content of another layer."""
+        fixed = cls(capacity)
+        if layer.keys is not None and layer.values is not None and layer.is_initialized:
+            fixed.update(layer.keys, layer.values)
+        return fixed
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        held: Any = (self.keys, self.values)
+        new = (key_states, value_states)
+        while end > self.capacity:
+            self.capacity *= 2
+        fits = self.storage and all(
+            s.shape[2] >= end and s.shape[0] == n.shape[0] and (start == 0 or h.data_ptr() == s.data_ptr())
+            for s, h, n in zip(self.storage, held, new, strict=True)
+        )
+        if not fits:
+            self.storage = tuple(n.new_empty(*n.shape[:2], self.capacity, n.shape[3]) for n in new)
+            if start:
+                for s, h in zip(self.storage, held, strict=True):
+                    s[:, :, :start] = h
+        for s, n in zip(self.storage, new, strict=True):
+            s[:, :, start:end] = n
+        self.keys, self.values = (s[:, :, :end] for s in self.storage)
+        return self.keys, self.values
 
 
 class Slots:
@@ -21,14 +66,19 @@ class Slots:
     Args:
         cache: of transformers; the first columns of all rows may be in it.
         batch: B.
+        capacity: columns that there may be; growing layers are replaced by such as do not.
 
     Attributes:
         aligned: whether all rows have to stand at the same column, since not all layers can have holes.
         columns: shape (B, T), on the host; -1 for a hole. None as long as slot t holds column t in all rows.
     """
 
-    def __init__(self, cache: Any, batch: int) -> None:
+    def __init__(self, cache: Any, batch: int, capacity: int) -> None:
         self.cache = cache
+        if not getattr(cache, "offloading", False):
+            cache.layers = [FixedLayer.of(x, capacity) if type(x) is DynamicLayer else x for x in cache.layers]
+            if getattr(cache, "layer_class_to_replicate", None) is DynamicLayer:
+                cache.layer_class_to_replicate = partial(FixedLayer, capacity)
         layers = getattr(cache, "layers", [])
         kinds = {type(layer).__name__ for layer in layers} or {"DynamicLayer"}
         self.aligned = not kinds <= {"DynamicLayer", "FixedLayer"} or getattr(cache, "offloading", False)

@@ -86,7 +86,7 @@ class CausalLM(TriangularSystem):
         self.processors = processors if isinstance(processors, Processors) else Processors(processors)
         self.choice, self.guess, self.near = choice or Greedy(), guess or Last(), near
         cache = DynamicCache(config=model.config) if cache is None else cache
-        self.slots = Slots(cache, batch)
+        self.slots = Slots(cache, batch, columns + length)
         self.extra = extra or {}
         self.keeps = model._supports_logits_to_keep()
         self.rows = torch.arange(batch)  # their numbers at first
@@ -159,7 +159,7 @@ class CausalLM(TriangularSystem):
         host, fewer = rows.cpu(), copy.copy(self)
         self.slots.select(rows)
         self.slots = Slots(
-            DynamicCache(config=self.model.config), len(self.prompt)
+            DynamicCache(config=self.model.config), len(self.prompt), 1
         )  # these rows take the other with them
         for name in ("prompt", "position_ids", "guessed"):
             setattr(fewer, name, getattr(self, name)[rows])

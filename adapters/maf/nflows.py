@@ -166,10 +166,10 @@ def _network(made: Any, context: Tensor | None, apart: bool) -> Callable[[Tensor
             t = layers[0](activation(h))
             if nflows and of_context is not None:
                 t = t + of_context
-            t = layers[1](activation(t))
+            t = layers[1](F.relu_(t) if activation is F.relu else activation(t))
             if not nflows and of_context is not None:
                 t = F.glu(torch.cat((t, of_context), 1), 1)
-            h = h + t
+            h = h.add_(t)
         return last(h)
 
     return run

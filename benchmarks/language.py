@@ -1,0 +1,155 @@
+"""`generate`, prompt lookup, and `parallel_generate` on a language model, interleaved.
+
+    python benchmarks/language.py --model runs/language [--out benchmarks/results/language_cpu.json] [--batches 1,4,8] [--threads 1,2]
+
+The model is that of `benchmarks/language_model.py`, or any checkpoint of the Hub (`--model NAME_OR_DIR`). Prompts are held-out pieces of Python's standard
+library (code) and of its language reference (prose). Each run generates for all prompts; ratios are medians over the rounds, the first 48
+tokens are measured by runs of their own.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from language_model import texts
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import parallel_decode as pd
+from parallel_decode.adapters.causal_lm import Adaptive, parallel_generate
+from parallel_decode.bench.record import write
+
+PROMPT, SHORT = 128, 48  # tokens of a prompt; of a short run
+OWN: dict[str, dict[str, Any]] = {
+    "sequential": {"schedule": "sequential"},
+    "Jacobi, window 8": {"schedule": pd.Sliding(8, per_row=True), "guess": "last"},
+    "n-gram, window 8": {"schedule": pd.Sliding(8, per_row=True)},
+    "auto": {"schedule": "auto"},
+    "auto, lockstep": {"schedule": Adaptive(per_row=False)},
+}
+HOW: dict[str, dict[str, Any]] = {
+    "greedy": {"do_sample": False},
+    "T = 0.7": {"do_sample": True, "temperature": 0.7, "top_k": 0},
+    "T = 1.0": {"do_sample": True, "temperature": 1.0, "top_k": 0},
+}
+
+
+def prompts(words: Any, kind: str, count: int, seed: int = 0) -> Tensor:
+    """Pieces of held-out texts, shape (count, PROMPT)."""
+    generator = torch.Generator().manual_seed(seed)
+    pieces = []
+    sources = [words(text)["input_ids"] for text in texts(held_out=True)[("code", "prose").index(kind)]]
+    sources = [ids for ids in sources if len(ids) > 2 * PROMPT]
+    for index in torch.randperm(len(sources), generator=generator).repeat(count)[:count].tolist():
+        ids = sources[index]
+        at = int(torch.randint(len(ids) - PROMPT, (), generator=generator))
+        pieces.append(torch.tensor(ids[at : at + PROMPT]))
+    return torch.stack(pieces)
+
+
+def measure(model: Any, batches: list[Tensor], how: dict[str, Any], length: int, rounds: int) -> dict[str, Any]:
+    """Every method in turn, round after round."""
+    forwards = [0]
+    hook = model.register_forward_pre_hook(lambda *args: forwards.__setitem__(0, forwards[0] + 1))
+    shared = {
+        **how,
+        "max_new_tokens": length,
+        "pad_token_id": model.generation_config.eos_token_id,
+        "eos_token_id": None,
+    }
+
+    def run(**more: Any) -> Callable[[], list[Tensor]]:
+        def generate() -> list[Tensor]:
+            torch.manual_seed(0)
+            return [
+                model.generate(ids, attention_mask=torch.ones_like(ids), **shared, **more)[:, ids.shape[1] :]
+                for ids in batches
+            ]
+
+        return generate
+
+    methods = {"generate": run()}
+    if len(batches[0]) == 1:
+        methods["prompt lookup"] = run(prompt_lookup_num_tokens=10)
+    methods |= {name: run(custom_generate=parallel_generate, **own) for name, own in OWN.items()}
+    if len(batches[0]) == 1:
+        del methods["auto, lockstep"]
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    outputs: dict[str, list[Tensor]] = {}
+    counts: dict[str, int] = {}
+    for number in range(rounds + 1):
+        for name, method in methods.items():
+            forwards[0] = 0
+            began = time.perf_counter()
+            outputs[name] = method()
+            if number:
+                seconds[name].append(time.perf_counter() - began)
+            counts[name] = forwards[0]
+    hook.remove()
+    base, tokens = seconds["generate"], length * len(batches)
+    return {
+        name: {
+            "ratio": statistics.median(a / b for a, b in zip(base, taken, strict=True)),
+            "seconds": statistics.median(taken),
+            "tokens_per_forward": tokens / counts[name],
+            "same": sum(int((a == b).all(1).sum()) for a, b in zip(outputs[name], outputs["generate"], strict=True))
+            / sum(map(len, batches)),
+        }
+        for name, taken in seconds.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="runs/language")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--batches", default="1,4,8")
+    parser.add_argument("--threads", default="2,1", help="batch 1 greedy alone for all but the first")
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=192)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    options = parser.parse_args()
+    model = (
+        AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.dtype))
+        .to(options.device)
+        .eval()
+    )
+    words = AutoTokenizer.from_pretrained(options.model)
+    words.model_max_length = 10**9
+    figures: list[dict[str, Any]] = []
+    threads = list(map(int, options.threads.split(",")))
+    print(
+        "time: generate's over the method's; tokens: per forward and row; same: share of rows with generate's text; first 48: time over 48 tokens"
+    )
+    for count in threads:
+        torch.set_num_threads(count)
+        for kind in ("code", "prose"):
+            ids = prompts(words, kind, options.prompts).to(options.device)
+            for batch in map(int, options.batches.split(",")):
+                for how, settings in HOW.items():
+                    if count != threads[0] and (batch > 1 or how != "greedy"):
+                        continue
+                    batches = list(ids.split(batch))
+                    found = measure(model, batches, settings, options.tokens, options.rounds)
+                    first = measure(model, batches, settings, SHORT, options.rounds)
+                    print(f"\n{kind}, batch {batch}, {how}, {count} threads")
+                    for name, row in found.items():
+                        row["first_48"] = first[name]
+                        print(
+                            f"  {name:20} time {row['ratio']:5.2f}x   tokens {row['tokens_per_forward']:5.2f}   same {row['same']:4.0%}"
+                            f"   first 48: {first[name]['ratio']:5.2f}x",
+                            flush=True,
+                        )
+                    figures.append({"kind": kind, "batch": batch, "how": how, "threads": count, "methods": found})
+                    if options.out:
+                        write(options.out, {"model": options.model, "tokens": options.tokens, "rows": figures})
+
+
+if __name__ == "__main__":
+    main()
