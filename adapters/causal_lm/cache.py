@@ -83,13 +83,15 @@ class Slots:
         kinds = {type(layer).__name__ for layer in layers} or {"DynamicLayer"}
         self.aligned = not kinds <= {"DynamicLayer", "FixedLayer"} or getattr(cache, "offloading", False)
         self.static = kinds == {"StaticLayer"}
+        what = f"the cache is a {type(cache).__name__} of {', '.join(sorted(kinds))}, which cannot be rewound"
         if any(kind.startswith("Linear") for kind in kinds) or not (
             self.static or getattr(cache, "is_croppable", True)
         ):
-            raise NotImplementedError(
-                f"the cache is a {type(cache).__name__} of {', '.join(sorted(kinds))}, which cannot be rewound (is_croppable is False): "
-                "a window of guesses needs that; use generate without custom_generate"
-            )
+            raise NotImplementedError(f"{what}: a window of guesses needs that; use generate without custom_generate")
+        if self.static and not hasattr(layers[0], "cumulative_length"):
+            raise NotImplementedError(f"{what} before transformers 5.17: upgrade it, or leave out cache_implementation")
+        if self.aligned and not self.static and not hasattr(cache, "activate_past_recording"):
+            raise NotImplementedError(f"{what} before transformers 5.17: upgrade it")
         self.records = False
         self.floor = torch.zeros(batch, dtype=torch.long)
         self.columns: Tensor | None = None
@@ -103,7 +105,7 @@ class Slots:
     def record(self) -> None:
         """From now on layers of a sliding window keep what a `rewind` may want back."""
         self.records = True
-        if not self.static and hasattr(self.cache, "activate_past_recording"):
+        if not self.static:
             self.cache.activate_past_recording()
             self.cache.crop(0)
 

@@ -262,6 +262,10 @@ def _ends(criteria: Any) -> tuple[set[int], list[Any]]:
 def _refuse(model: Any, config: Any) -> None:
     if model.config.is_encoder_decoder:
         raise NotImplementedError(f"{type(model).__name__} has an encoder: parallel_generate is for decoders alone")
+    if getattr(model, "_is_stateful", False):
+        raise NotImplementedError(
+            f"{type(model).__name__} keeps a state that cannot be rewound: a window of guesses needs that; use generate without custom_generate"
+        )
     if config.num_beams and config.num_beams > 1:
         raise NotImplementedError(
             f"num_beams is {config.num_beams}: beams are compared at every token, so nothing can be guessed ahead; use num_beams=1"
