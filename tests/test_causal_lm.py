@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 import transformers
 from torch import Tensor
@@ -368,10 +369,23 @@ def test_the_form_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     model, stream = make("Llama"), Stream()
     options = {**prompts(1), "do_sample": False, "max_new_tokens": 12, "pad_token_id": PAD}
     folder = str(Path(causal_lm.__file__).parent / "hub")
-    found = model.generate(
-        **options, custom_generate=folder, trust_remote_code=True, schedule=pd.Sliding(4), streamer=stream
-    )
+    hub = {"custom_generate": folder, "trust_remote_code": True}
+    found = model.generate(**options, **hub, schedule=pd.Sliding(4), streamer=stream)
     assert torch.equal(found, model.generate(**options)) and stream.ended
+
+    words = tokenizers.Tokenizer(tokenizers.models.BPE())
+    words.pre_tokenizer, words.decoder = tokenizers.pre_tokenizers.ByteLevel(False), tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    words.train_from_iterator([], tokenizers.trainers.BpeTrainer(initial_alphabet=alphabet, show_progress=False))
+    tokenizer = hf.PreTrainedTokenizerFast(tokenizer_object=words)
+    ends = tokenizer.decode(found[0, 16:18])
+    expected = model.generate(**options, tokenizer=tokenizer, stop_strings=[ends])
+    assert expected.shape[1] == 18
+    assert torch.equal(model.generate(**options, **hub, tokenizer=tokenizer, stop_strings=[ends]), expected)
+    criteria = [transformers.StopStringCriteria(tokenizer, [ends])]
+    assert torch.equal(
+        model.generate(**options, custom_generate=parallel_generate, stopping_criteria=criteria), expected
+    )
 
 
 def test_what_is_refused_says_why() -> None:
