@@ -400,6 +400,10 @@ def test_what_is_refused_says_why() -> None:
     ):
         with pytest.raises(error, match=match):
             model.generate(**inputs, **options, custom_generate=parallel_generate)
+    with pytest.raises(NotImplementedError, match=r"inputs_embeds|empty prompt"):
+        model.generate(
+            inputs_embeds=torch.randn(1, 3, 32), max_new_tokens=5, pad_token_id=PAD, custom_generate=parallel_generate
+        )
     mamba = hf.MambaForCausalLM(
         hf.MambaConfig(vocab_size=V, hidden_size=16, num_hidden_layers=1, state_size=4, pad_token_id=PAD)
     ).eval()

@@ -185,6 +185,11 @@ def parallel_generate(
     cache = model_kwargs.pop("past_key_values", None)
     for name in ("use_cache", "logits_to_keep", "cache_position"):
         model_kwargs.pop(name, None)
+    others = [key for key, value in model_kwargs.items() if isinstance(value, Tensor)]
+    if others or not columns:
+        raise NotImplementedError(
+            f"the model was given {', '.join(others) or 'an empty prompt'}: parallel_generate reads tokens alone; use generate without custom_generate"
+        )
     outputs = config.return_dict_in_generate
     pad = getattr(config, "_pad_token_tensor", None)
     system = _Generation(

@@ -119,25 +119,24 @@ class CausalLM(TriangularSystem):
         x = self.prompt[:, -1:].repeat(1, self.length)
         self.texts = [list(text) for text in self.prompts]
         self.guess.begin(self.prompts)
-        for row in range(len(x)):
-            self._draft(x, row, 0)
+        self._draft(x, dict.fromkeys(range(len(x) if self.length else 0), 0))
         return x
 
     def passed(self, x: Tensor, fronts: Tensor) -> Tensor:
         """Take down what is final, and draft anew what is not."""
-        for row, front in enumerate(fronts.tolist()):
-            text, start = self.texts[row], len(self.prompts[row])
-            if self.ended[row]:
-                continue
-            old = len(text) - start
-            text.extend(x[row, old:front].tolist())
+        ends = fronts.tolist()
+        rows = [row for row in range(len(ends)) if not self.ended[row]]
+        olds = [len(self.texts[row]) - len(self.prompts[row]) for row in rows]
+        least = min(olds, default=0)
+        new = x[:, least : max((ends[row] for row in rows), default=0)].tolist()
+        for row, old in zip(rows, olds, strict=True):
+            self.texts[row].extend(new[row][old - least : ends[row] - least])
             read = int(self.starts[row]) + self.width - 1 - old
             read = min(read, self.drafted[row]) if self.drafted[row] else read
             if old and read > 0:
                 for listener in self.listeners:
-                    listener(self.kinds[int(self.rows[row])], min(front - old - 1, read), read)
-            if front < self.length:
-                self._draft(x, row, front)
+                    listener(self.kinds[int(self.rows[row])], min(ends[row] - old - 1, read), read)
+        self._draft(x, {row: ends[row] for row in rows if ends[row] < self.length})
         return fronts
 
     def end(self, row: int) -> None:
@@ -145,13 +144,18 @@ class CausalLM(TriangularSystem):
         self.ended[row] = True
         self.kinds.pop(int(self.rows[row]), None)
 
-    def _draft(self, x: Tensor, row: int, front: int) -> None:
-        number = int(self.rows[row])
-        found, self.kinds[number] = self.guess.draft(number, self.texts[row], min(MOST, self.length - front))
-        self.drafted[row] = len(found)
-        if found:
-            x[row, front : front + len(found)] = torch.tensor(found, device=x.device)
-            self.guessed[row, front : front + len(found)] = True
+    def _draft(self, x: Tensor, fronts: dict[int, int]) -> None:
+        at: tuple[list[int], list[int], list[int]] = [], [], []  # rows, positions, tokens
+        for row, front in fronts.items():
+            number = int(self.rows[row])
+            found, self.kinds[number] = self.guess.draft(number, self.texts[row], min(MOST, self.length - front))
+            self.drafted[row] = len(found)
+            for part, values in zip(at, ([row] * len(found), range(front, front + len(found)), found), strict=True):
+                part.extend(values)
+        if at[0]:
+            rows, positions, tokens = torch.tensor(at, device=x.device)
+            x[rows, positions] = tokens
+            self.guessed[rows, positions] = True
 
     def select(self, rows: Tensor) -> "CausalLM | None":
         if self.processors.whole or self.slots.static:
