@@ -191,7 +191,7 @@ def interleaved(runs: dict[str, Callable[[], Tensor]]) -> tuple[dict[str, list[f
             taken, values[name] = timed(run)
         once += taken
         seconds[name].append(taken)
-    rounds = max(1, min(ROUNDS, int(BUDGET / once)))
+    rounds = max(1, min(ROUNDS if once > 0.2 else 5 * ROUNDS, int(BUDGET / once)))
     if rounds > 1:
         seconds = {name: [] for name in runs}
     for _ in range(rounds if rounds > 1 else 0):

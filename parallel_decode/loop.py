@@ -164,7 +164,11 @@ class Loop:
 
     def _tell(self, fronts: Tensor) -> None:
         """Let the system end rows, and guess."""
+        before = None if self.clean is None else self.x.clone()
         after = self.working.passed(self.x, fronts)
+        if self.clean is not None and before is not None:  # a guess was not evaluated
+            moved = _event_max(_difference(self.x, before)) != 0
+            self.clean &= moved.cumsum(1) == 0
         if not torch.equal(after, fronts):
             self.front, self.host_front = after.to(self.x.device), after
             self.least, self.most = map(int, after.aminmax())

@@ -36,6 +36,35 @@ def test_the_examples_of_the_readme_run(
     assert "within tolerance" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_the_benchmark_of_language_models_runs(tmp_path: Path) -> None:
+    for words in (
+        ("language_model.py", "--out", "model", "--minutes", "0.02", "--width", "64", "--layers", "1"),
+        (
+            "language.py",
+            "--model",
+            "model",
+            "--prompts",
+            "2",
+            "--tokens",
+            "8",
+            "--rounds",
+            "1",
+            "--batches",
+            "1,2",
+            "--threads",
+            "1",
+            "--out",
+            "a.json",
+        ),
+    ):
+        command = [sys.executable, str(ROOT / "benchmarks" / words[0]), *words[1:]]
+        done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert "prose, batch 2, T = 1.0" in done.stdout
+    rows = json.loads((tmp_path / "a.json").read_text())["rows"]
+    assert len(rows) == 12 and all(row["methods"]["auto"]["same"] == 1 for row in rows)
+
+
 @pytest.mark.parametrize(
     ("words", "written", "expected"),
     [

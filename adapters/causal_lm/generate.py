@@ -17,6 +17,7 @@ from parallel_decode.adapters.causal_lm.processors import Processors
 from parallel_decode.adapters.causal_lm.system import CausalLM
 from parallel_decode.schedules import Schedule, as_schedule
 from parallel_decode.solver import solve
+from parallel_decode.system import Window
 
 SAMPLING: dict[str, Callable[[int, torch.device], Choice]] = {
     "gumbel": Gumbel,
@@ -39,13 +40,14 @@ class _Generation(CausalLM):
         self.eos, self.criteria = _ends(ends)
         self.pad = (
             pad if self.eos else None
-        )  # without a token that ends them, generate lets rows go on until all are done
+        )  # without a token that ends rows, generate lets all go on until all are done
         self.stream, self.whole = stream, whole
         batch = len(self.prompt)
         self.kept: list[list[Tensor]] = [[], []]  # scores, logits
+        self.latest: list[dict[int, Tensor]] = [{}, {}]  # of positions that are not final
         self.keep = keep
         self.lengths = torch.full((batch,), self.length)  # where each row ends
-        self.checked = [0]  # positions that the criteria, and the streamer, have seen
+        self.checked = 0  # positions that the criteria, and the streamer, have seen
 
     @property
     def ragged(self) -> bool:  # type: ignore[override]
@@ -58,55 +60,62 @@ class _Generation(CausalLM):
         old = [len(text) - len(prompt) for text, prompt in zip(self.texts, self.prompts, strict=True)]
         self._take_scores(int(fronts.min()))
         fronts = super().passed(x, fronts).clone()
-        for row in range(len(x)):
-            if self.eos and not self.ended[row]:
+        for row, number in enumerate(self.rows.tolist()):
+            if self.eos and int(self.lengths[number]) == self.length:
                 new = self.texts[row][len(self.prompts[row]) + old[row] :]
                 at = next((i for i, token in enumerate(new) if token in self.eos), None)
                 if at is not None:
-                    self._stop(x, row, old[row] + at + 1)
-        self._check(x, int(fronts.min()))
-        fronts[self.ended] = self.length
+                    self._stop(x, fronts, row, old[row] + at + 1)
+        self._check(x, fronts)
         if bool((self.lengths < self.length).all()) and int(fronts.min()) >= int(self.lengths.max()):
             fronts[:] = self.length
         return fronts
 
-    def _stop(self, x: Tensor, row: int, length: int) -> None:
+    def _stop(self, x: Tensor, fronts: Tensor, row: int, length: int) -> None:
+        """A row ends; with padding from there on, if that is what ends rows."""
         self.lengths[self.rows[row]] = length
         if self.pad is None:
             return
         x[row, length:] = self.pad
         if not self.whole:
             self.end(row)
+            fronts[row] = self.length
+        elif length < int(fronts[row]):  # what was read beyond was no padding
+            fronts[row] = length
+            del self.texts[row][len(self.prompts[row]) + length :]
+            for kept in self.kept:
+                del kept[length:]
 
-    def _check(self, x: Tensor, least: int) -> None:
+    def _check(self, x: Tensor, fronts: Tensor) -> None:
         """Ask the criteria, and tell the streamer, of positions that are final in all rows, one by one."""
         if not self.criteria and self.stream is None:
             return
-        text = torch.cat([self.prompt, x], 1)
         columns = self.prompt.shape[1]
-        while self.checked[0] < least and self.checked[0] < int(self.lengths.max()):
-            position = self.checked[0]
+        while self.checked < min(int(fronts.min()), int(self.lengths.max())):
+            position = self.checked
+            text = torch.cat([self.prompt, x[:, : position + 1]], 1)
             scores = tuple(self.kept[0][: position + 1]) if self.keep[0] else None
             for criterion in self.criteria:
-                done = criterion(text[:, : columns + position + 1], scores)
-                done = torch.as_tensor(done, device="cpu").expand(len(x))
+                done = torch.as_tensor(criterion(text, scores), device="cpu").expand(len(x))
                 for row in (done & (self.lengths > position + 1)).nonzero()[:, 0].tolist():
-                    self._stop(x, row, position + 1)
-                    text = torch.cat([self.prompt, x], 1)
+                    self._stop(x, fronts, row, position + 1)
             if self.stream is not None:
-                self.stream.put(x[:, position].cpu())
-            self.checked[0] += 1
+                self.stream.put(text[:, columns + position].cpu())
+            self.checked += 1
 
     def _take_scores(self, least: int) -> None:
-        for kept, wanted, given in zip(self.kept, self.keep, (self.scores, self.logits), strict=True):
-            while wanted and len(kept) < least:
-                kept.append(given[:, len(kept) - int(self.starts[0])].clone())
+        for kept, latest in zip(self.kept, self.latest, strict=True):
+            while latest and len(kept) < least:
+                kept.append(latest.pop(len(kept)))
 
-    def evaluate(self, x: Tensor, window: Any) -> Tensor:
+    def evaluate(self, x: Tensor, window: Window) -> Tensor:
         tokens = super().evaluate(x, window)
         if self.whole and self.pad is not None:  # as generate does: rows that have ended go on with padding
-            over = self.starts[:, None] + torch.arange(self.width) >= self.lengths[self.rows][:, None]
-            tokens = torch.where(over.to(tokens.device), self.pad, tokens)
+            ends = torch.isin(x, torch.tensor(sorted(self.eos), device=x.device)).long()
+            over = window.indices(x.device) >= self.lengths[self.rows][:, None].to(x.device)
+            tokens = torch.where(over | (window.take(ends.cumsum(1) - ends) > 0), self.pad, tokens)
+        for latest, wanted, given in zip(self.latest, self.keep, (self.scores, self.logits), strict=True):
+            latest.update(zip(window.positions if wanted else (), given.clone().unbind(1), strict=False))
         return tokens
 
 
