@@ -13,7 +13,7 @@ from parallel_decode.schedules import Chooser, Schedule
 from parallel_decode.system import TriangularSystem
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-SLOWER = 0.03  # for each further token of a window, as long as nothing was measured
+SLOWER = 0.03  # for each further token of a pass, as long as nothing was measured
 KEPT = 15  # samples of what a pass costs
 
 
@@ -21,8 +21,8 @@ KEPT = 15  # samples of what a pass costs
 class Adaptive(Schedule):
     """For each pass the width that promises the most tokens per second, 1 where no draft is worth reading.
 
-    What a pass costs by its width is measured as it runs and remembered within the process; how often drafts of each kind come true
-    is counted in each generation (the first token, and each further one given those before it).
+    What a pass costs by its width is measured as it runs, and how often drafts of each kind come true is counted (the first token, and each further one
+    given those before it); both are remembered within the process.
 
     Attributes:
         most: the widest window.
@@ -48,41 +48,55 @@ class Adaptive(Schedule):
         if not isinstance(system, CausalLM):
             raise TypeError(f"Adaptive is for language models, and this is a {type(system).__name__}: use 'auto'")
         most = 1 if system.processors.unknown else self.most
-        return _Pilot(system, _COSTS.setdefault((system.cost_key, torch.get_num_threads()), _Costs()), most)
+        key = system.cost_key, torch.get_num_threads()
+        records = _RECORDS.setdefault((key, type(system.choice), type(system.guess)), {})
+        for record in records.values():
+            record.fade(16)  # another text may be another matter
+        return _Pilot(system, _COSTS.setdefault(key, {}), records, most)
 
 
 class _Costs:
-    """Seconds of a pass by width: the least of the last samples."""
+    """Seconds of a pass by width: the least of the last samples.
 
-    def __init__(self) -> None:
+    Args:
+        rows: of the batch.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.slower = SLOWER * rows
         self.samples: dict[int, deque[float]] = {}
+        self.added = 0
+        self.seconds = self._seconds()
 
     def add(self, width: int, seconds: float) -> None:
         self.samples.setdefault(width, deque(maxlen=KEPT)).append(seconds)
+        self.added += 1
+        if self.added % 8 == 0 or len(self.samples[width]) == 2:
+            self.seconds = self._seconds()
 
-    def ratio(self, width: int) -> float:
-        """Against a window of one; between what is known on a straight line, and beyond it by the last slope."""
-        known = {w: min(samples) for w, samples in self.samples.items() if len(samples) > 1}
-        if 1 not in known:
-            return 1 + SLOWER * (width - 1)
-        if width in known:
-            return known[width] / known[1]
-        below, above = max(w for w in known if w < width), min((w for w in known if w > width), default=None)
-        if above is None:
-            slope = max(SLOWER, (known[below] / known[1] - 1) / below) if below > 1 else SLOWER
-            return known[below] / known[1] + slope * (width - below)
-        return (known[below] + (known[above] - known[below]) * (width - below) / (above - below)) / known[1]
-
-
-_COSTS: dict[Hashable, _Costs] = {}
+    def _seconds(self) -> dict[int, float]:
+        """For all widths: on a straight line between those that are known; beyond them each further token adds `slower` of a pass of one."""
+        known = {width: min(samples) for width, samples in sorted(self.samples.items()) if len(samples) > 1}
+        widths = list(known) or [1]
+        known = known or {1: 1.0}
+        estimates = {}
+        for width in WIDTHS:
+            below, above = [w for w in widths if w <= width], [w for w in widths if w > width]
+            if below and above:
+                w, v = below[-1], above[0]
+                estimates[width] = known[w] + (known[v] - known[w]) * (width - w) / (v - w)
+            else:
+                near = below[-1] if below else above[0]
+                estimates[width] = known[near] * (1 + self.slower * (width - 1)) / (1 + self.slower * (near - 1))
+        return estimates
 
 
 class _Record:
     """How often drafts of a kind came true."""
 
     def __init__(self, kind: int) -> None:
-        first, further = (0.1, 0.4) if kind == 0 else (min(0.3 + 0.1 * kind, 0.8), 0.8)
-        self.first, self.further = [4 * first, 4.0], [4 * further, 4.0]
+        first, further = (0.05, 0.3) if kind == 0 else (min(0.15 * kind, 0.7), 0.7)
+        self.first, self.further = [4 * first, 4.0], [4 * further, 4.0]  # how many came true, of how many
 
     def add(self, accepted: int, drafted: int) -> None:
         """Of so many drafts so many came true, without a gap."""
@@ -91,8 +105,13 @@ class _Record:
             (self.further, max(accepted - 1, 0), min(accepted, drafted - 1)),
         ):
             counts[0], counts[1] = counts[0] + came, counts[1] + tried
-            if counts[1] > 64:  # the text may change its kind
-                counts[0], counts[1] = counts[0] / 2, counts[1] / 2
+        self.fade(64)  # the text may change
+
+    def fade(self, most: float) -> None:
+        """Let what was long ago count for less: for so many trials in all."""
+        for counts in (self.first, self.further):
+            scale = min(1.0, most / counts[1])
+            counts[0], counts[1] = scale * counts[0], scale * counts[1]
 
     def expected(self, drafted: int) -> float:
         """How many of so many drafts come true."""
@@ -100,30 +119,47 @@ class _Record:
         return a * (1 - b**drafted) / (1 - b) if b < 1 else a * drafted
 
 
+_COSTS: dict[Hashable, dict[int, _Costs]] = {}  # by rows
+_RECORDS: dict[Hashable, dict[int, _Record]] = {}
+
+
 class _Pilot:
     correction = None
 
-    def __init__(self, system: CausalLM, costs: _Costs, most: int) -> None:
-        self.system, self.costs, self.most = system, costs, most
-        self.records: dict[int, _Record] = {}
+    def __init__(self, system: CausalLM, costs: dict[int, _Costs], records: dict[int, "_Record"], most: int) -> None:
+        self.system, self.costs, self.records, self.most = system, costs, records, most
         system.listeners.append(self.heard)
-        self.width, self.began, self.passes = 0, 0.0, 0
+        system.plan = self.plan
+        self.width = self.read = self.passes = 0
+        self.began = 0.0
 
     def heard(self, kind: int, accepted: int, drafted: int) -> None:
         self.records.setdefault(kind, _Record(kind)).add(accepted, drafted)
 
+    def _costs(self) -> _Costs:
+        rows = self.system.counts["rows"]
+        return self.costs.setdefault(rows, _Costs(rows))
+
+    def plan(self) -> int:
+        """The width of the next window, for the drafts that there are now."""
+        records = [self.records.setdefault(kind, _Record(kind)) for kind in self.system.kinds.values()]
+        widths = [w for w in WIDTHS if w <= self.most]
+        seconds = self._costs().seconds
+        gains = {w: sum(1 + r.expected(w - 1) for r in records) / seconds[w] for w in widths}
+        self.width = max(gains, key=gains.__getitem__)
+        return self.width
+
     def window(self, front: int, length: int) -> range:
         now = time.perf_counter()
         if self.passes > 1:  # the first reads the prompt
-            self.costs.add(self.width, now - self.began)
+            self._costs().add(self.read, now - self.began)
         self.passes += 1
-        records = [self.records.setdefault(kind, _Record(kind)) for kind in self.system.kinds.values()]
-        most = min(self.most, length - front)
-        widths = [w for w in WIDTHS if w <= most] or [1]
-        gains = {w: sum(1 + r.expected(w - 1) for r in records) / self.costs.ratio(w) for w in widths}
-        self.width = max(gains, key=gains.__getitem__)
-        self.began = time.perf_counter()
-        return range(front, front + self.width)
+        if self.passes == 1:
+            self.plan()
+        self.read = min(self.width, length - front)
+        self.began = now
+        return range(front, front + self.read)
 
     def finish(self, front: int, length: int) -> None:
         self.system.listeners.clear()
+        self.system.plan = None

@@ -39,25 +39,29 @@ class FixedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        start = self.get_seq_length()
+        start = self.keys.shape[-2] if self.keys.numel() else 0  # type: ignore[union-attr]
         end = start + key_states.shape[-2]
-        held: Any = (self.keys, self.values)
-        new = (key_states, value_states)
+        if not self._fits(start, end, key_states):
+            self._move(start, end, key_states, value_states)
+        keys, values = self.storage
+        keys[:, :, start:end] = key_states
+        values[:, :, start:end] = value_states
+        self.keys, self.values = keys[:, :, :end], values[:, :, :end]
+        return self.keys, self.values
+
+    def _fits(self, start: int, end: int, new: Tensor) -> bool:
+        """Whether the storage has the room, and holds what it should: others may have put other keys in place."""
+        if not self.storage or self.storage[0].shape[2] < end or self.storage[0].shape[0] != new.shape[0]:
+            return False
+        return start == 0 or self.keys.data_ptr() == self.storage[0].data_ptr()  # type: ignore[union-attr]
+
+    def _move(self, start: int, end: int, *new: Tensor) -> None:
         while end > self.capacity:
             self.capacity *= 2
-        fits = self.storage and all(
-            s.shape[2] >= end and s.shape[0] == n.shape[0] and (start == 0 or h.data_ptr() == s.data_ptr())
-            for s, h, n in zip(self.storage, held, new, strict=True)
-        )
-        if not fits:
-            self.storage = tuple(n.new_empty(*n.shape[:2], self.capacity, n.shape[3]) for n in new)
+        self.storage = tuple(n.new_empty(*n.shape[:2], self.capacity, n.shape[3]) for n in new)
+        for s, held in zip(self.storage, (self.keys, self.values), strict=True):
             if start:
-                for s, h in zip(self.storage, held, strict=True):
-                    s[:, :, :start] = h
-        for s, n in zip(self.storage, new, strict=True):
-            s[:, :, start:end] = n
-        self.keys, self.values = (s[:, :, :end] for s in self.storage)
-        return self.keys, self.values
+                s[:, :, :start] = held  # type: ignore[assignment]
 
 
 class Slots:
@@ -70,7 +74,9 @@ class Slots:
 
     Attributes:
         aligned: whether all rows have to stand at the same column, since not all layers can have holes.
-        columns: shape (B, T), on the host; -1 for a hole. None as long as slot t holds column t in all rows.
+        filled: while all rows are alike, slot t of any holds column t, for t < filled.
+        columns: shape (B, T), on the host, once rows may differ; -1 for a hole. None before.
+        known: of each row then how many leading columns are there, shape (B,).
     """
 
     def __init__(self, cache: Any, batch: int, capacity: int) -> None:
@@ -93,14 +99,12 @@ class Slots:
         if self.aligned and not self.static and not hasattr(cache, "activate_past_recording"):
             raise NotImplementedError(f"{what} before transformers 5.17: upgrade it")
         self.records = False
-        self.floor = torch.zeros(batch, dtype=torch.long)
+        self.filled = int(cache.get_seq_length())
+        self.floor: int | Tensor = (
+            0  # where the last pass began: of what was before, layers of a sliding window keep a part
+        )
         self.columns: Tensor | None = None
-        self.known = torch.full((batch,), int(cache.get_seq_length()))  # leading columns of each row that are there
-
-    def __len__(self) -> int:
-        if self.columns is not None:
-            return self.columns.shape[1]
-        return int(self.known[0]) if len(self.known) else 0
+        self.known = torch.zeros(batch, dtype=torch.long)
 
     def record(self) -> None:
         """From now on layers of a sliding window keep what a `rewind` may want back."""
@@ -109,54 +113,63 @@ class Slots:
             self.cache.activate_past_recording()
             self.cache.crop(0)
 
-    def reach(self, to: Tensor) -> Tensor:
-        """The columns, shape (B,), from which to read on where those from `to` on are wanted."""
-        to = torch.minimum(to, self.known)
-        return torch.zeros_like(to) if self.records and bool((to < self.floor).any()) else to
+    def spread(self) -> None:
+        """From now on rows may differ."""
+        if self.columns is None:
+            self.columns = torch.arange(self.filled).expand(len(self.known), -1).clone()
+            self.known.fill_(self.filled)
 
-    def rewind(self, to: Tensor) -> None:
-        """Forget the columns from `to`, shape (B,), on."""
-        if self.columns is None and bool((to == to[0]).all()):
-            self._crop(int(self.known[0] - to[0]))
-        else:
-            if self.columns is None:
-                self.columns = torch.arange(int(self.known[0])).expand(len(to), -1).clone()
-            self.columns[self.columns >= to[:, None]] = -1
-            used = (self.columns >= 0).any(0).nonzero()
-            length = int(used[-1]) + 1 if len(used) else 0
-            self._crop(self.columns.shape[1] - length)
-            self.columns = self.columns[:, :length]
-            most = int((self.columns >= 0).sum(1).max())
-            if length - most > max(HOLES, most // 2):
-                self._compact(most)
-        self.known = torch.minimum(self.known, to)
+    def reach(self, to: int) -> int:
+        """The column from which to read on where those from `to` on are wanted, while all rows are alike."""
+        to = min(to, self.filled)
+        return 0 if self.records and to < self.floor else to
 
-    def append(self, columns: Tensor, real: Tensor | None = None) -> None:
-        """A pass has read these columns, shape (B, n); of the rows that are `real` (all)."""
-        if self.columns is None and (real is not None or bool((columns != columns[:1]).any())):
-            self.columns = torch.arange(int(self.known[0])).expand(len(columns), -1).clone()
-        if self.columns is not None:
-            new = columns if real is None else torch.where(real[:, None], columns, -1)
-            self.columns = torch.cat([self.columns, new], 1)
-        self.floor = columns[
-            :, 0
-        ]  # a layer of a sliding window keeps what the last pass read, and not all that was before
-        last = columns[:, -1] + 1
-        self.known = last.clone() if real is None else torch.where(real, last, self.known)
+    def rewind(self, to: int | Tensor) -> None:
+        """Forget the columns from `to` on; shape (B,) where rows may differ."""
+        if self.columns is None:
+            assert isinstance(to, int)
+            self._crop(self.filled - to)
+            self.filled = to
+            return
+        self.columns[self.columns >= torch.as_tensor(to).view(-1, 1)] = -1
+        used = (self.columns >= 0).any(0).nonzero()
+        length = int(used[-1]) + 1 if len(used) else 0
+        self._crop(self.columns.shape[1] - length)
+        self.columns = self.columns[:, :length]
+        most = int((self.columns >= 0).sum(1).max())
+        if length - most > max(HOLES, most // 2):
+            self._compact(most)
+        self.known = torch.minimum(self.known, torch.as_tensor(to))
+
+    def append(self, first: int | Tensor, count: int, real: Tensor | None = None) -> None:
+        """A pass has read `count` columns from `first` on; of the rows that are `real` (all)."""
+        self.floor = first
+        if self.columns is None:
+            assert isinstance(first, int)
+            self.filled = first + count
+            return
+        new = torch.as_tensor(first).view(-1, 1) + torch.arange(count)
+        last = new[:, -1] + 1
+        self.columns = torch.cat([self.columns, new if real is None else torch.where(real[:, None], new, -1)], 1)
+        self.known = last if real is None else torch.where(real, last, self.known)
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows alone."""
         self.cache.batch_select_indices(rows)
         host = rows.cpu()
-        self.known, self.floor = self.known[host], self.floor[host]
+        self.known = self.known[host]
         self.columns = None if self.columns is None else self.columns[host]
 
-    def align(self) -> None:
-        """Move the slots of all rows together, up to the column that the slowest row has."""
-        self.rewind(self.known.min().expand(len(self.known)).clone())
+    def align(self, most: int) -> int:
+        """Move the slots of all rows together, up to the column that the slowest row has, and to `most`; returns that."""
         if self.columns is not None:
-            self._compact(int(self.known[0]))
-            self.columns = None
+            most = min(most, int(self.known.min()))
+            self.rewind(torch.full_like(self.known, most))
+            self._compact(most)
+            self.columns, self.filled = None, most
+        else:
+            self.rewind(min(most, self.filled))
+        return self.filled
 
     def _crop(self, count: int) -> None:
         if self.static:

@@ -20,19 +20,21 @@ class Choice(ABC):
     """A token for each position of a window.
 
     Attributes:
-        random: whether it samples.
+        couples: whether it asks what was `guessed`.
     """
 
-    random = True
+    couples = False
 
     @abstractmethod
-    def __call__(self, scores: Tensor, drafts: Tensor, guessed: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
+    def __call__(
+        self, scores: Tensor, drafts: Tensor, guessed: Tensor | None, positions: Tensor, rows: Tensor
+    ) -> Tensor:
         """Tokens, shape (B, W).
 
         Args:
             scores: after all processors, float32, shape (B, W, V).
             drafts: the tokens that the window held, shape (B, W).
-            guessed: which of them came from a guess, not from this choice, shape (B, W).
+            guessed: which of them came from a guess, not from this choice, shape (B, W); None unless it `couples`.
             positions: of the window, shape (B, W), on the host.
             rows: the rows' numbers in the batch as it was at first, shape (B,), on the host.
         """
@@ -44,9 +46,9 @@ class Choice(ABC):
 class Greedy(Choice):
     """The best token."""
 
-    random = False
-
-    def __call__(self, scores: Tensor, drafts: Tensor, guessed: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
+    def __call__(
+        self, scores: Tensor, drafts: Tensor, guessed: Tensor | None, positions: Tensor, rows: Tensor
+    ) -> Tensor:
         return scores.argmax(-1)
 
 
@@ -66,7 +68,9 @@ class Gumbel(Choice):
         self.states: dict[int, Tensor] = {}  # of the generator, before a position's noise was drawn
         self.drawn = 0
 
-    def __call__(self, scores: Tensor, drafts: Tensor, guessed: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
+    def __call__(
+        self, scores: Tensor, drafts: Tensor, guessed: Tensor | None, positions: Tensor, rows: Tensor
+    ) -> Tensor:
         first, last = int(positions.min()), int(positions.max())
         for position in [p for p in self.noise if p < first]:
             del self.noise[position]
@@ -109,10 +113,15 @@ class Maximal(Choice):
     no sample has q(x) = 1.
     """
 
+    couples = True
+
     def __init__(self) -> None:
         self.before: dict[tuple[int, int], Tensor] = {}  # (row, position) to what the present draft was drawn from
 
-    def __call__(self, scores: Tensor, drafts: Tensor, guessed: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
+    def __call__(
+        self, scores: Tensor, drafts: Tensor, guessed: Tensor | None, positions: Tensor, rows: Tensor
+    ) -> Tensor:
+        assert guessed is not None
         p = scores.softmax(-1)
         keys = [[(row, at) for at in line] for row, line in zip(rows.tolist(), positions.tolist(), strict=True)]
         certain = torch.zeros_like(p).scatter_(-1, drafts[..., None], 1.0)

@@ -231,7 +231,7 @@ def parallel_generate(
         stream.end()
     text = torch.cat([input_ids, solution.value[:, :length]], 1)
     if report is not None:
-        counts = system.counts
+        counts = {key: system.counts[key] for key in ("forwards", "ties")}
         report |= counts | {"tokens": int(system.lengths.sum()), "passes": solution.passes}
         report |= {"tokens_per_forward": report["tokens"] / max(1, counts["forwards"]) / batch}
         report |= {"seconds": time.perf_counter() - began, "solution": solution}
@@ -250,14 +250,11 @@ def parallel_generate(
 
 def _cache(system: CausalLM, x: Tensor, length: int) -> Any:
     """The cache with all columns but the last, in every row."""
-    wanted = torch.full((len(x),), system.prompt.shape[1] + length - 1)
-    system.slots.rewind(torch.minimum(system.slots.known, wanted))
-    system.ended[:] = False
-    system.slots.align()
-    missing = int(wanted[0] - system.slots.known[0])
-    if missing:
+    wanted = system.prompt.shape[1] + length - 1
+    first = system.slots.align(wanted)
+    if first < wanted:
         with torch.no_grad():
-            system._forward(x, system.slots.known.clone(), missing, 1)
+            system._forward(x, first, wanted - first, 1)
     return system.slots.cache
 
 

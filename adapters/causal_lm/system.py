@@ -43,9 +43,10 @@ class CausalLM(TriangularSystem):
 
     Attributes:
         scores, logits: of the last pass, shape (B, W, V).
-        counts: "forwards" of the model, and "ties", choices that were made again.
+        counts: "forwards" of the model, "ties", choices that were made again, and "rows" of the last pass.
         texts: of each row, the prompt without padding and what is final.
         kinds: of the drafts that are in place, by row; rows that have ended are not there.
+        plan: says how wide the next window will be, so that no more is drafted.
         listeners: are told of each draft its kind, how many of its tokens came true, and how many were read.
 
     Raises:
@@ -77,12 +78,14 @@ class CausalLM(TriangularSystem):
     ) -> None:
         batch, columns = prompt.shape
         self.model, self.prompt, self._length = model, prompt, length
-        self.padded = attention_mask is not None and not bool(attention_mask.all())
-        self.mask = attention_mask.bool().cpu() if attention_mask is not None and self.padded else None
-        if position_ids is None:
-            ones = torch.ones_like(prompt) if attention_mask is None else attention_mask.long()
-            position_ids = (ones.cumsum(1) - 1).clamp(min=0)
-        self.position_ids = position_ids.to(prompt.device)
+        mask = torch.ones_like(prompt) if attention_mask is None else attention_mask.long().to(prompt.device)
+        self.padded = not bool(mask.all())
+        self.mask = torch.cat([mask, mask.new_ones(batch, length)], 1)
+        if position_ids is None or position_ids.shape != prompt.shape:
+            position_ids = (mask.cumsum(1) - 1).clamp(min=0)
+        position_ids = position_ids.to(prompt.device)
+        ahead = torch.arange(1, length + 1, device=prompt.device)
+        self.position_ids = torch.cat([position_ids, position_ids[:, -1:] + ahead], 1)
         self.processors = processors if isinstance(processors, Processors) else Processors(processors)
         self.choice, self.guess, self.near = choice or Greedy(), guess or Last(), near
         cache = DynamicCache(config=model.config) if cache is None else cache
@@ -93,14 +96,14 @@ class CausalLM(TriangularSystem):
         self.ended = torch.zeros(batch, dtype=torch.bool)
         self.guessed = torch.ones(batch, length, dtype=torch.bool, device=prompt.device)
         self.scores = self.logits = prompt.new_zeros(0)
-        self.starts, self.width = torch.zeros(batch, dtype=torch.long), 1
-        self.counts = {"forwards": 0, "ties": 0}
-        mask = self.mask if self.mask is not None else torch.ones(batch, columns, dtype=torch.bool)
-        self.prompts = [line[kept].tolist() for line, kept in zip(prompt.cpu(), mask, strict=True)]
+        self.starts, self.width = torch.zeros(batch, dtype=torch.long), MOST
+        self.counts = {"forwards": 0, "ties": 0, "rows": batch}
+        self.prompts = [line[kept].tolist() for line, kept in zip(prompt.cpu(), mask.bool().cpu(), strict=True)]
         self.texts = self.prompts
         self.kinds = dict.fromkeys(range(batch), 0)
         self.listeners: list[Callable[[int, int, int], None]] = []
         self.drafted = [0] * batch
+        self.plan: Callable[[], int] | None = None
 
     @property
     def length(self) -> int:
@@ -113,12 +116,13 @@ class CausalLM(TriangularSystem):
     @property
     def cost_key(self) -> Any:  # type: ignore[override]
         config = self.model.config
-        return (type(self.model), config.to_json_string(), str(self.prompt.device), self.model.dtype, len(self.prompt))
+        return (type(self.model), config.to_json_string(), str(self.prompt.device), self.model.dtype)
 
     def initial(self) -> Tensor:
         x = self.prompt[:, -1:].repeat(1, self.length)
         self.texts = [list(text) for text in self.prompts]
         self.guess.begin(self.prompts)
+        self.width = MOST
         self._draft(x, dict.fromkeys(range(len(x) if self.length else 0), 0))
         return x
 
@@ -145,17 +149,22 @@ class CausalLM(TriangularSystem):
         self.kinds.pop(int(self.rows[row]), None)
 
     def _draft(self, x: Tensor, fronts: dict[int, int]) -> None:
-        at: tuple[list[int], list[int], list[int]] = [], [], []  # rows, positions, tokens
+        drafts = {}
         for row, front in fronts.items():
             number = int(self.rows[row])
             found, self.kinds[number] = self.guess.draft(number, self.texts[row], min(MOST, self.length - front))
-            self.drafted[row] = len(found)
-            for part, values in zip(at, ([row] * len(found), range(front, front + len(found)), found), strict=True):
+            drafts[row], self.drafted[row] = found, len(found)
+        most = (self.width if self.plan is None else self.plan()) - 1
+        at: tuple[list[int], list[int], list[int]] = [], [], []  # rows, positions, tokens
+        for row, found in drafts.items() if most else ():
+            end = min(most, len(found))
+            for part, values in zip(at, ([row] * end, range(fronts[row], fronts[row] + end), found[:end]), strict=True):
                 part.extend(values)
         if at[0]:
             rows, positions, tokens = torch.tensor(at, device=x.device)
             x[rows, positions] = tokens
-            self.guessed[rows, positions] = True
+            if self.choice.couples:
+                self.guessed[rows, positions] = True
 
     def select(self, rows: Tensor) -> "CausalLM | None":
         if self.processors.whole or self.slots.static:
@@ -165,9 +174,8 @@ class CausalLM(TriangularSystem):
         self.slots = Slots(
             DynamicCache(config=self.model.config), len(self.prompt), 1
         )  # these rows take the other with them
-        for name in ("prompt", "position_ids", "guessed"):
+        for name in ("prompt", "position_ids", "mask", "guessed"):
             setattr(fewer, name, getattr(self, name)[rows])
-        fewer.mask = None if self.mask is None else self.mask[host]
         fewer.rows, fewer.ended = self.rows[host], self.ended[host]
         for name in ("texts", "prompts", "drafted"):
             setattr(fewer, name, [getattr(self, name)[row] for row in host.tolist()])
@@ -175,65 +183,65 @@ class CausalLM(TriangularSystem):
 
     @torch.no_grad()
     def evaluate(self, x: Tensor, window: Window) -> Tensor:
-        before, batch = self.prompt.shape[1], len(x)
-        shift = torch.zeros(batch, dtype=torch.long) if window.shift is None else window.shift.cpu()
-        positions = torch.tensor(window.positions)[None] + shift[:, None]
-        changed = min(window.changed, window.positions.start) + shift
-        self.starts, self.width = positions[:, 0], len(window.positions)
-        first = self.slots.reach(before + torch.minimum(changed, positions[:, 0] - 1))
-        end = before + positions[:, -1]  # the first column that is not needed
+        before, start, last = self.prompt.shape[1], window.positions.start, window.positions[-1]
+        changed = before + min(window.changed, start - 1)  # the first column to be read, if it is there at all
         if self.slots.aligned and not self.slots.records:
-            if (
-                not int(self.slots.known.max()) and before > 1
-            ):  # while nothing is recorded a long prompt takes less memory
-                self._forward(x, first, before - 1, 1)
-                first = torch.minimum(before + torch.minimum(changed, positions[:, 0] - 1), self.slots.known)
+            if not self.slots.filled and before > 1:  # while nothing is recorded a long prompt takes less memory
+                self._forward(x, 0, before - 1, 1)
             self.slots.record()
-        count = int((end - first)[~self.ended].max()) if not bool(self.ended.all()) else 1
-        first = (end - count).clamp(min=0)
-        logits = self._forward(x, first, count, int(window.positions[-1] - window.positions.start + 1))
-        self.logits = logits[:, :: window.positions.step]
-        text = torch.cat([self.prompt, x], 1)
-        self.scores = self.processors(
-            text, self.logits.clone() if self.processors.processors else self.logits, before + positions
-        )
+        first: int | Tensor
+        if window.shift is None and self.slots.columns is None:
+            first = self.slots.reach(changed)
+            count = before + last - first
+            self.starts = torch.full((len(x),), start)
+        else:
+            self.slots.spread()
+            shift = torch.zeros(len(x), dtype=torch.long) if window.shift is None else window.shift.cpu()
+            self.starts, end = start + shift, before + last + shift
+            wanted = (end - torch.minimum(changed + shift, self.slots.known))[~self.ended]
+            count = int(wanted.max()) if len(wanted) else 1
+            first = (end - count).clamp(min=0)
+        self.width, self.counts["rows"] = len(window.positions), len(x)
+        logits = self._forward(x, first, count, last - start + 1)
+        self.logits = logits if window.positions.step == 1 else logits[:, :: window.positions.step]
+        positions = torch.tensor(window.positions) - start + self.starts[:, None]
+        if self.processors.processors:
+            self.scores = self.processors(self._text(x), self.logits.clone(), before + positions)
+        else:
+            self.scores = self.logits
         drafts = window.take(x)
-        tokens = self.choice(self.scores, drafts, window.take(self.guessed), positions, self.rows)
+        guessed = window.take(self.guessed) if self.choice.couples else None
+        tokens = self.choice(self.scores, drafts, guessed, positions, self.rows)
         if self.near:
-            self._verify(x, text, drafts, tokens, positions)
-        window.put(self.guessed, torch.zeros_like(drafts, dtype=torch.bool))
+            self._verify(x, drafts, tokens, positions)
+        if guessed is not None:
+            window.put(self.guessed, torch.zeros_like(guessed))
         return tokens
 
-    def _forward(self, x: Tensor, first: Tensor, count: int, keep: int) -> Tensor:
-        """The last `keep` logits of `count` columns from `first`, shape (B,), on; float32."""
-        before, device = self.prompt.shape[1], x.device
+    def _text(self, x: Tensor) -> Tensor:
+        return torch.cat([self.prompt, x], 1)
+
+    def _forward(self, x: Tensor, first: int | Tensor, count: int, keep: int) -> Tensor:
+        """The last `keep` logits of `count` columns from `first`, of all rows or of each, on; float32."""
+        before, device, real = self.prompt.shape[1], x.device, None
         self.slots.rewind(first)
-        columns = first[:, None] + torch.arange(count)
-        real = ~self.ended if bool(self.ended.any()) else None
-        at = columns.to(device)
-        text = torch.cat([self.prompt, x], 1)
-        ids = text.gather(1, at.clamp(max=text.shape[1] - 1))
-        there = self.position_ids.gather(1, at.clamp(max=before - 1))
-        ids_positions = torch.where(at < before, there, self.position_ids[:, -1:] + at - before + 1)
-        mask = None
-        if (
-            self.mask is not None
-            or self.slots.columns is not None
-            or bool((first != first[0]).any())
-            or real is not None
-        ):
-            held = self.slots.columns
-            held = torch.arange(len(self.slots)).expand(len(x), -1) if held is None else held
-            mine = torch.cat([held, columns], 1)
-            seen = mine >= 0
-            if self.mask is not None:
-                seen &= (mine >= before) | self.mask.gather(1, mine.clamp(0, before - 1))
-            mask = seen.long().to(device)
+        if isinstance(first, int):
+            end = first + count
+            ids = x[:, first - before : end - before] if first >= before else self._text(x)[:, first:end]
+            positions, mask = self.position_ids[:, first:end], self.mask[:, :end] if self.padded else None
+        else:
+            columns = first[:, None] + torch.arange(count)
+            real = ~self.ended if bool(self.ended.any()) else None
+            at = columns.to(device).clamp(max=self.position_ids.shape[1] - 1)
+            ids, positions = self._text(x).gather(1, at), self.position_ids.gather(1, at)
+            assert self.slots.columns is not None
+            held = torch.cat([self.slots.columns, columns], 1).to(device)
+            mask = (held >= 0).long() * self.mask.gather(1, held.clamp(0, self.mask.shape[1] - 1))
         arguments = {"logits_to_keep": keep} if self.keeps else {}
         output = self.model(
-            input_ids=ids,
+            input_ids=ids.contiguous(),
             attention_mask=mask,
-            position_ids=ids_positions,
+            position_ids=positions,
             past_key_values=self.slots.cache,
             use_cache=True,
             return_dict=True,
@@ -241,21 +249,23 @@ class CausalLM(TriangularSystem):
             **self.extra,
         )
         self.counts["forwards"] += 1
-        self.slots.append(columns, real)
+        self.slots.append(first, count, real)
         logits: Tensor = output.logits[:, -keep:]
         return logits.to(dtype=torch.float32, device=device)
 
-    def _verify(self, x: Tensor, text: Tensor, drafts: Tensor, tokens: Tensor, positions: Tensor) -> None:
+    def _verify(self, x: Tensor, drafts: Tensor, tokens: Tensor, positions: Tensor) -> None:
         """Choose again where the two best scores nearly tie, by a forward of one token, the last of such positions first."""
         best = self.scores.topk(2, -1).values
         close = ((best[..., 0] - best[..., 1]) <= self.near * best.abs().amax(-1)).any(0)
         final = torch.cat([torch.ones_like(drafts[:, :1]), (drafts == tokens)[:, :-1]], 1).cumprod(1).bool().any(0)
         again = (close & final).nonzero()[:, 0].tolist() if tokens.shape[1] > 1 else []
         for index in reversed(again):
-            column = self.prompt.shape[1] + positions[:, index] - 1
+            column = self.prompt.shape[1] + int(positions[0, index]) - 1
             self.logits[:, index] = self._forward(x, column, 1, 1)[:, 0]
             self.scores[:, index : index + 1] = self.processors(
-                text, self.logits[:, index : index + 1].clone(), self.prompt.shape[1] + positions[:, index : index + 1]
+                self._text(x),
+                self.logits[:, index : index + 1].clone(),
+                self.prompt.shape[1] + positions[:, index : index + 1],
             )
             tokens[:, index] = self.scores[:, index].argmax(-1)
             self.counts["ties"] += 1
