@@ -137,15 +137,12 @@ def main() -> None:
                         continue
                     batches = list(ids.split(batch))
                     found = measure(model, batches, settings, options.tokens, options.rounds)
-                    first = measure(model, batches, settings, SHORT, options.rounds)
+                    first = measure(model, batches, settings, SHORT, options.rounds) if how == "greedy" else {}
                     print(f"\n{kind}, batch {batch}, {how}, {count} threads")
                     for name, row in found.items():
-                        row["first_48"] = first[name]
-                        print(
-                            f"  {name:20} time {row['ratio']:5.2f}x   tokens {row['tokens_per_forward']:5.2f}   same {row['same']:4.0%}"
-                            f"   first 48: {first[name]['ratio']:5.2f}x",
-                            flush=True,
-                        )
+                        row["first_48"] = first.get(name)
+                        text = f"  {name:20} time {row['ratio']:5.2f}x   tokens {row['tokens_per_forward']:5.2f}   same {row['same']:4.0%}"
+                        print(text + (f"   first 48: {first[name]['ratio']:5.2f}x" if first else ""), flush=True)
                     figures.append({"kind": kind, "batch": batch, "how": how, "threads": count, "methods": found})
                     if options.out:
                         write(options.out, {"model": options.model, "tokens": options.tokens, "rows": figures})

@@ -14,6 +14,7 @@ from parallel_decode.system import TriangularSystem
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 SLOWER = 0.03  # for each further token of a pass, as long as nothing was measured
+URGENCY = 4.0  # how much more a row counts that has more left to do: the batch is done when its last row is
 KEPT = 15  # samples of what a pass costs
 
 
@@ -142,10 +143,14 @@ class _Pilot:
 
     def plan(self) -> int:
         """The width of the next window, for the drafts that there are now."""
-        records = [self.records.setdefault(kind, _Record(kind)) for kind in self.system.kinds.values()]
+        kinds, left = self.system.kinds, self.system.left
+        most = max((left[row] for row in kinds), default=1)
+        records = [
+            ((left[row] / most) ** URGENCY, self.records.setdefault(kind, _Record(kind))) for row, kind in kinds.items()
+        ]
         widths = [w for w in WIDTHS if w <= self.most]
         seconds = self._costs().seconds
-        gains = {w: sum(1 + r.expected(w - 1) for r in records) / seconds[w] for w in widths}
+        gains = {w: sum(weight * (1 + r.expected(w - 1)) for weight, r in records) / seconds[w] for w in widths}
         self.width = max(gains, key=gains.__getitem__)
         return self.width
 

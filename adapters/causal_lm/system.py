@@ -46,6 +46,7 @@ class CausalLM(TriangularSystem):
         counts: "forwards" of the model, "ties", choices that were made again, and "rows" of the last pass.
         texts: of each row, the prompt without padding and what is final.
         kinds: of the drafts that are in place, by row; rows that have ended are not there.
+        left: how many tokens each row may still get, likewise.
         plan: says how wide the next window will be, so that no more is drafted.
         listeners: are told of each draft its kind, how many of its tokens came true, and how many were read.
 
@@ -101,6 +102,7 @@ class CausalLM(TriangularSystem):
         self.prompts = [line[kept].tolist() for line, kept in zip(prompt.cpu(), mask.bool().cpu(), strict=True)]
         self.texts = self.prompts
         self.kinds = dict.fromkeys(range(batch), 0)
+        self.left = dict.fromkeys(range(batch), length)
         self.listeners: list[Callable[[int, int, int], None]] = []
         self.drafted = [0] * batch
         self.plan: Callable[[], int] | None = None
@@ -153,7 +155,7 @@ class CausalLM(TriangularSystem):
         for row, front in fronts.items():
             number = int(self.rows[row])
             found, self.kinds[number] = self.guess.draft(number, self.texts[row], min(MOST, self.length - front))
-            drafts[row], self.drafted[row] = found, len(found)
+            drafts[row], self.drafted[row], self.left[number] = found, len(found), self.length - front
         most = (self.width if self.plan is None else self.plan()) - 1
         at: tuple[list[int], list[int], list[int]] = [], [], []  # rows, positions, tokens
         for row, found in drafts.items() if most else ():
