@@ -135,7 +135,7 @@ def main() -> None:
                 for how, settings in HOW.items():
                     if count != threads[0] and (batch > 1 or how != "greedy"):
                         continue
-                    batches = list(ids.split(batch))
+                    batches = list(ids.split(batch))  # type: ignore[no-untyped-call]
                     found = measure(model, batches, settings, options.tokens, options.rounds)
                     first = measure(model, batches, settings, SHORT, options.rounds) if how == "greedy" else {}
                     print(f"\n{kind}, batch {batch}, {how}, {count} threads")

@@ -41,7 +41,7 @@ def tokenizer(corpus: Iterator[str]) -> PreTrainedTokenizerFast:
             vocab_size=VOCABULARY, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
         ),
     )
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<end>", pad_token="<end>")
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<end>", pad_token="<end>")  # type: ignore[no-untyped-call]
 
 
 def main() -> None:

@@ -397,6 +397,7 @@ def test_what_is_refused_says_why() -> None:
         ({"schedule": "slow"}, ValueError, "schedule is 'slow'"),
         ({"guess": "oracle"}, ValueError, "guess is 'oracle'"),
         ({"guess": 3}, TypeError, "guess is 3"),
+        ({"do_sample": True, "strict": True}, ValueError, "strict is for greedy text"),
         ({"do_sample": True, "sampling": "beam"}, ValueError, "sampling is 'beam'"),
     ):
         with pytest.raises(error, match=match):

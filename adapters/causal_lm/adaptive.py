@@ -15,6 +15,7 @@ from parallel_decode.system import TriangularSystem
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 SLOWER = 0.03  # for each further token of a pass, as long as nothing was measured
 URGENCY = 4.0  # how much more a row counts that has more left to do: the batch is done when its last row is
+MARGIN = 1.1  # what a window has to promise over a single token: what is expected of drafts is uncertain
 KEPT = 15  # samples of what a pass costs
 
 
@@ -151,7 +152,8 @@ class _Pilot:
         widths = [w for w in WIDTHS if w <= self.most]
         seconds = self._costs().seconds
         gains = {w: sum(weight * (1 + r.expected(w - 1)) for weight, r in records) / seconds[w] for w in widths}
-        self.width = max(gains, key=gains.__getitem__)
+        best = max(gains, key=gains.__getitem__)
+        self.width = best if gains[best] > MARGIN * gains[1] else 1
         return self.width
 
     def window(self, front: int, length: int) -> range:

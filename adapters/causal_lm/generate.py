@@ -24,10 +24,8 @@ SAMPLING: dict[str, Callable[[int, torch.device], Choice]] = {
     "maximal": lambda batch, device: Maximal(),
     "speculative": lambda batch, device: Speculative(),
 }
-NEAR = {
-    torch.bfloat16: 2.0**-6,
-    torch.float16: 2.0**-8,
-}  # scores nearer than this may change places between two kernels; else 2^-18
+# Scores nearer than this may change places between two kernels; 2^-18 in other types.
+NEAR = {torch.bfloat16: 2.0**-6, torch.float16: 2.0**-8}
 
 
 class _Generation(CausalLM):
@@ -38,9 +36,8 @@ class _Generation(CausalLM):
     ) -> None:
         super().__init__(*args, **more)
         self.eos, self.criteria = _ends(ends)
-        self.pad = (
-            pad if self.eos else None
-        )  # without a token that ends rows, generate lets all go on until all are done
+        # Without a token that ends rows generate lets all go on until all are done.
+        self.pad = pad if self.eos else None
         self.stream, self.whole = stream, whole
         batch = len(self.prompt)
         self.kept: list[list[Tensor]] = [[], []]  # scores, logits
@@ -148,9 +145,9 @@ def parallel_generate(
         sampling: where `do_sample`: "gumbel" (for a seed `generate`'s own sample), "maximal" or "speculative" (the same
             distribution, another sample, fewer passes at times).
         strict: in bfloat16 two kernels may break a near tie of two tokens differently, in any method that reads several tokens at once; True
-            chooses again, by a forward of one token, wherever the two best scores are so near. All rows then go in step.
+            chooses again, by a forward of one token, wherever the two best scores are so near. All rows then go in step. For greedy text alone.
         stream: a streamer (`generate` keeps `streamer=` to itself). It gets the prompt, and then final tokens alone.
-        report: a dictionary, to be filled with forwards, tokens, tokens_per_forward, passes, seconds, ties (near ties chosen again) and windows.
+        report: a dictionary, to be filled with forwards, tokens, tokens_per_forward, passes, seconds, ties (near ties chosen again) and the `Solution`.
         model_kwargs: what the model gets besides.
 
     Returns:
@@ -180,6 +177,8 @@ def parallel_generate(
     _refuse(model, config)
     if sampling not in SAMPLING:
         raise ValueError(f"sampling is {sampling!r}, expected one of {', '.join(map(repr, SAMPLING))}")
+    if strict and config.do_sample:
+        raise ValueError("strict is for greedy text: leave it out where do_sample is True")
     batch, columns = input_ids.shape
     length = config.max_length - columns
     processors = Processors(logits_processor)

@@ -175,7 +175,7 @@ class CausalLM(TriangularSystem):
         self.slots.select(rows)
         self.slots = Slots(
             DynamicCache(config=self.model.config), len(self.prompt), 1
-        )  # these rows take the other with them
+        )  # these rows take the other along
         for name in ("prompt", "position_ids", "mask", "guessed"):
             setattr(fewer, name, getattr(self, name)[rows])
         fewer.rows, fewer.ended = self.rows[host], self.ended[host]
