@@ -109,6 +109,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--batches", default="1,4,8")
     parser.add_argument("--threads", default="2,1", help="batch 1 greedy alone for all but the first")
+    parser.add_argument("--kinds", default="code,prose")
+    parser.add_argument("--how", default=",".join(HOW))
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=192)
     parser.add_argument("--rounds", type=int, default=5)
@@ -129,10 +131,12 @@ def main() -> None:
     )
     for count in threads:
         torch.set_num_threads(count)
-        for kind in ("code", "prose"):
+        for kind in options.kinds.split(","):
             ids = prompts(words, kind, options.prompts).to(options.device)
             for batch in map(int, options.batches.split(",")):
                 for how, settings in HOW.items():
+                    if how not in options.how.split(","):
+                        continue
                     if count != threads[0] and (batch > 1 or how != "greedy"):
                         continue
                     batches = list(ids.split(batch))  # type: ignore[no-untyped-call]
