@@ -83,7 +83,7 @@ class Loop:
         if not self.ragged or self.least == self.most:
             return Window(positions, self.fresh if isinstance(self.fresh, int) else int(self.fresh.min()))
         self.starts = self.host_front.clamp(max=self.length - len(positions))
-        before = max(0, int((self.starts - self.fresh).max()))
+        before = max(0, int((self.starts - self.fresh)[self.host_front < self.length].max()))
         shift = (self.starts - positions.start).to(self.x.device, non_blocking=True)
         return Window(positions, positions.start - before, shift)
 

@@ -1,6 +1,7 @@
 """Language models: the tokens of `generate`, whatever the window, the guess and the model."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import parallel_decode as pd
 from parallel_decode.adapters import causal_lm
 from parallel_decode.adapters.causal_lm import Adaptive, CausalLM, Gumbel, NGram, Repeat, cache, parallel_generate
 from parallel_decode.adapters.causal_lm.cache import Slots
+from parallel_decode.schedules import Schedule
 from parallel_decode.testing import check_system
 
 V, PAD = 48, 0
@@ -68,6 +70,18 @@ class Third(StoppingCriteria):
         return (input_ids[:, 12:] % 3 == 0).sum(1) >= 3
 
 
+@dataclass(frozen=True, repr=False)
+class Alternating(Schedule):
+    """Windows of one and of five, as a schedule that learns may have them, at each row's own front."""
+
+    @property
+    def ragged(self) -> bool:
+        return True
+
+    def window(self, front: int, length: int) -> range:
+        return range(front, min(length, front + (5 if front % 3 == 1 else 1)))
+
+
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "repetition penalty": {"repetition_penalty": 1.4},
@@ -107,6 +121,7 @@ def test_the_tokens_are_those_of_generate(name: str, case: str, batch: int, how:
     for own in (
         {"schedule": "sequential"},
         {"schedule": "auto"},
+        {"schedule": Alternating()},
         {"schedule": "jacobi-gs"},
         {"schedule": pd.Sliding(6), "guess": "last"},
         {"schedule": pd.Sliding(5, per_row=True), "guess": "n-gram"},

@@ -202,7 +202,7 @@ class CausalLM(TriangularSystem):
             self.starts, end = start + shift, before + last + shift
             wanted = (end - torch.minimum(changed + shift, self.slots.known))[~self.ended]
             count = int(wanted.max()) if len(wanted) else 1
-            first = (end - count).clamp(min=0)
+            first = end - count  # before column 0 there are holes
         self.width, self.counts["rows"] = len(window.positions), len(x)
         logits = self._forward(x, first, count, last - start + 1)
         self.logits = logits if window.positions.step == 1 else logits[:, :: window.positions.step]
@@ -234,7 +234,7 @@ class CausalLM(TriangularSystem):
         else:
             columns = first[:, None] + torch.arange(count)
             real = ~self.ended if bool(self.ended.any()) else None
-            at = columns.to(device).clamp(max=self.position_ids.shape[1] - 1)
+            at = columns.to(device).clamp(0, self.position_ids.shape[1] - 1)
             ids, positions = self._text(x).gather(1, at), self.position_ids.gather(1, at)
             assert self.slots.columns is not None
             held = torch.cat([self.slots.columns, columns], 1).to(device)
