@@ -12,7 +12,8 @@ from parallel_decode.adapters.causal_lm import parallel_generate
 
 torch.manual_seed(0)
 config = transformers.LlamaConfig(vocab_size=256, hidden_size=64, num_hidden_layers=2, num_attention_heads=2)
-model = transformers.LlamaForCausalLM(config).eval()  # or AutoModelForCausalLM.from_pretrained(...)  # type: ignore[no-untyped-call]
+model = transformers.LlamaForCausalLM(config).eval()  # type: ignore[no-untyped-call]
+# or AutoModelForCausalLM.from_pretrained(...)
 prompt = torch.randint(3, 256, (1, 40))
 options: dict[str, Any] = {"max_new_tokens": 80, "pad_token_id": 0, "eos_token_id": None}
 
