@@ -160,9 +160,8 @@ class _Gains:
         self.measured: dict[_Arm, deque[float]] = {}
         self.latest: dict[_Arm, float] = {}  # of the present run
         self.seconds: dict[_Arm, deque[float]] = {}  # for a position, of whole runs
-        self.spent = self.lost = (
-            0.0  # seconds for a position: of all runs, and beyond what the best arm would have taken
-        )
+        # Seconds for a position: of all runs, and beyond what the best arm would have taken.
+        self.spent = self.lost = 0.0
         self.runs = 0
         if like is not None:
             like.age()

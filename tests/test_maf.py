@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import nflows.distributions
@@ -420,7 +421,8 @@ def test_orders() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["maf", "zuko_maf", "zuko_nsf"])
-def test_posteriors_of_sbi(kind: str) -> None:
+def test_posteriors_of_sbi(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # sbi writes its logs there
     from sbi.inference import NPE
 
     torch.manual_seed(0)

@@ -128,7 +128,7 @@ _RECORDS: dict[Hashable, dict[int, _Record]] = {}
 class _Pilot:
     correction = None
 
-    def __init__(self, system: CausalLM, costs: dict[int, _Costs], records: dict[int, "_Record"], most: int) -> None:
+    def __init__(self, system: CausalLM, costs: dict[int, _Costs], records: dict[int, _Record], most: int) -> None:
         self.system, self.costs, self.records, self.most = system, costs, records, most
         system.listeners.append(self.heard)
         system.plan = self.plan

@@ -100,9 +100,8 @@ class Slots:
             raise NotImplementedError(f"{what} before transformers 5.17: upgrade it")
         self.records = False
         self.filled = int(cache.get_seq_length())
-        self.floor: int | Tensor = (
-            0  # where the last pass began: of what was before, layers of a sliding window keep a part
-        )
+        # Where the last pass began: of what was before, layers of a sliding window keep a part.
+        self.floor: int | Tensor = 0
         self.columns: Tensor | None = None
         self.known = torch.zeros(batch, dtype=torch.long)
 

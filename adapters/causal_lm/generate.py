@@ -112,7 +112,8 @@ class _Generation(CausalLM):
             over = window.indices(x.device) >= self.lengths[self.rows][:, None].to(x.device)
             tokens = torch.where(over | (window.take(ends.cumsum(1) - ends) > 0), self.pad, tokens)
         for latest, wanted, given in zip(self.latest, self.keep, (self.scores, self.logits), strict=True):
-            latest.update(zip(window.positions if wanted else (), given.clone().unbind(1), strict=False))
+            if wanted:
+                latest.update(zip(window.positions, given.clone().unbind(1), strict=True))
         return tokens
 
 
