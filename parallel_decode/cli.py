@@ -18,7 +18,7 @@ from torch import Tensor
 from parallel_decode.adapters.tarflow import TarFlow, digits
 from parallel_decode.bench import probes
 from parallel_decode.bench.command import bench
-from parallel_decode.schedules import as_schedule
+from parallel_decode.selective import as_schedule
 from parallel_decode.solution import Solution
 from parallel_decode.solver import solve
 

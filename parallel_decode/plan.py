@@ -1,32 +1,21 @@
-"""Plans: the best schedule of each layer, measured once and kept in a file."""
+"""Plans: the fastest schedule of each layer, measured once and kept in a file."""
 
 import json
-import statistics
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol
-
-from torch import Tensor
+from typing import Any
 
 from parallel_decode.correction import Correction
-from parallel_decode.schedules import NAMES, Jacobi, Schedule, Selective, Sequential, Sliding, as_schedule
+from parallel_decode.schedules import Schedule
 from parallel_decode.secant import SecantCorrection
-from parallel_decode.solver import progress_bar, solve
+from parallel_decode.selective import NAMES, Selective, as_schedule
 from parallel_decode.system import LayeredSystem, TriangularSystem
 
 _FORMAT = "parallel_decode plan 1"
 _NUMBERS = ("seconds", "passes", "deviation")
-MARGIN = 0.97  # of the time of sequential decoding, which a schedule has to stay below to be chosen
 _CORRECTIONS: dict[str, type[Correction]] = {"secant": SecantCorrection}
-
-
-class Drawable(Protocol):
-    """A model that can be calibrated, such as a TarFlow."""
-
-    def example(self, batch_size: int, **options: Any) -> LayeredSystem:
-        """A system such as sampling solves, from noise of its own."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +56,22 @@ class Plan(Selective):
         torch.Size([2, 1, 8, 8])
     """
 
-    made_for: Mapping[str, str | int | float] = field(default_factory=dict)
+    made_for: Mapping[str, str | int | float] = field(default_factory=dict, hash=False)
     measurements: tuple[tuple[Measurement, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        made_for = self.made_for
+        if not isinstance(made_for, Mapping) or not all(
+            isinstance(k, str) and isinstance(v, (str, int, float)) for k, v in made_for.items()
+        ):
+            raise TypeError(f"made_for is {made_for!r}, expected a mapping of names to strings and numbers")
+        if not isinstance(self.measurements, (tuple, list)) or not all(
+            isinstance(layer, (tuple, list)) and all(isinstance(m, Measurement) for m in layer)
+            for layer in self.measurements
+        ):
+            raise TypeError(f"measurements is {self.measurements!r}, expected a tuple of Measurements for each layer")
+        object.__setattr__(self, "measurements", tuple(map(tuple, self.measurements)))
 
     def check(self, system: LayeredSystem | TriangularSystem) -> None:
         """Warn where the plan was made for something else."""
@@ -109,94 +112,8 @@ class Plan(Selective):
                 for layer in content["measurements"]
             )
             return cls(tuple(map(_decode, content["layers"])), content["made_for"], measurements)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} cannot be read as a plan, it may be damaged or something else: {error}") from None
-
-
-def calibrate(
-    model: Drawable | LayeredSystem,
-    batch_size: int = 1,
-    *,
-    schedules: Iterable[Schedule | str] | None = None,
-    tol: float | None = None,
-    runs: int = 5,
-    progress: bool = True,
-    **options: Any,
-) -> Plan:
-    """Measure schedules on every layer, and keep the fastest of each.
-
-    Args:
-        model: what draws, such as a `TarFlow`, or the system itself.
-        batch_size: rows of the batch to measure with; the plan is for this many.
-        schedules: the candidates; by default sequential decoding, windows of every power of two from 8 on, Jacobi, and for the
-            best of these also the start from zeros and the secant correction. Sequential decoding is always one of them.
-        tol: see `solve`.
-        runs: how often each is run, in turn; the median counts.
-        progress: show a bar (needs tqdm).
-        options: of the model's sampling (for a TarFlow: y, guidance, ...).
-
-    Raises:
-        TypeError: the model cannot be calibrated.
-        ValueError: a number is out of its range.
-    """
-    if runs < 1 or batch_size < 1:
-        raise ValueError(f"runs is {runs} and batch_size {batch_size}, expected at least 1 each")
-    if isinstance(model, LayeredSystem):
-        system = model
-    elif hasattr(model, "example"):
-        system = model.example(batch_size, **options)
-    else:
-        raise TypeError(f"model is a {type(model).__name__}, expected a LayeredSystem, or a model with `example`")
-    given = None if schedules is None else [_one(schedule) for schedule in schedules]
-    chosen, measured, value = [], [], None
-    with progress_bar(progress, "calibrate", system.depth, unit="layer") as show:
-        for index in range(system.depth):
-            trial = _Trial(system, index, value, tol, runs)
-            layer = trial.measure([Sequential(), *(_windows(trial.length) if given is None else given)])
-            if given is None:
-                best = min(layer[1:], key=_seconds).schedule
-                varied = [replace(best, start="zeros"), replace(best, correction=SecantCorrection())]
-                layer += trial.measure(varied if trial.truth.is_floating_point() else varied[:1])
-            measured.append(tuple(layer))
-            fastest = min(layer, key=_seconds)
-            chosen.append((fastest if fastest.seconds < MARGIN * layer[0].seconds else layer[0]).schedule)
-            value = trial.truth
-            show(index + 1)
-    return Plan(tuple(chosen), dict(system.identity), tuple(measured))
-
-
-class _Trial:
-    """One layer, to be solved by one schedule and another."""
-
-    def __init__(self, system: LayeredSystem, index: int, value: Tensor | None, tol: float | None, runs: int) -> None:
-        self.make: Callable[[], TriangularSystem] = lambda: system.layer(index, value)
-        self.tol, self.runs = tol, runs
-        self.length = self.make().length
-        self.truth = solve(self.make(), "sequential").value
-
-    def measure(self, schedules: Sequence[Schedule]) -> list[Measurement]:
-        """What each takes; they are run in turn, once more to warm up."""
-        rounds = [[solve(self.make(), s, tol=self.tol) for s in schedules] for _ in range(self.runs + 1)]
-        seconds = [statistics.median(end.layers[0].seconds for end in ends[1:]) for ends in zip(*rounds, strict=True)]
-        return [
-            Measurement(schedule, time, end.passes, float((end.value - self.truth).abs().max()))
-            for schedule, time, end in zip(schedules, seconds, rounds[-1], strict=True)
-        ]
-
-
-def _seconds(measurement: Measurement) -> float:
-    return measurement.seconds
-
-
-def _windows(length: int) -> list[Schedule]:
-    return [*(Sliding(2**i) for i in range(3, 20) if 2**i < length), Jacobi()]
-
-
-def _one(schedule: Schedule | str) -> Schedule:
-    plain = as_schedule(schedule)
-    if isinstance(plain, Selective):
-        raise TypeError(f"{plain!r} is for several layers: give schedules for a single one")
-    return plain
 
 
 def _encode(schedule: Any) -> dict[str, Any]:

@@ -1,40 +1,18 @@
 """Which positions a pass evaluates: every schedule is a choice of window, and none has a loop of its own."""
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from numbers import Integral, Real
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
+from parallel_decode._options import check_at_least_one, check_kind, check_tol
 from parallel_decode.correction import Correction
-from parallel_decode.system import LayeredSystem, TriangularSystem
-
-if TYPE_CHECKING:
-    from parallel_decode.plan import Plan
-
-
-def _at_least_one(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} is {value!r}, expected a whole number of positions")
-    if value < 1:
-        raise ValueError(f"{name} is {value}, expected at least 1")
-
-
-def check_tol(tol: float | None) -> None:
-    """Raise unless `tol` is None or a finite number that is not negative."""
-    if tol is None:
-        return
-    if isinstance(tol, bool) or not isinstance(tol, Real):
-        raise TypeError(f"tol is {tol!r}, expected a number or None")
-    if not (0 <= tol < math.inf):
-        raise ValueError(f"tol is {tol}, expected a finite number >= 0 (0 asks for exact equality)")
+from parallel_decode.system import TriangularSystem
 
 
 class Chooser(Protocol):
-    """What a run asks before each pass."""
+    """What `solve` asks before each pass: a schedule, or what it made for one run (`Schedule.begin`)."""
 
     @property
     def correction(self) -> Correction | None:
@@ -63,7 +41,9 @@ class Schedule(ABC):
 
     def __post_init__(self) -> None:
         check_tol(self.tol)
-        if self.start not in ("system", "zeros"):
+        if self.correction is not None:
+            check_kind("correction", self.correction, Correction, "a Correction such as SecantCorrection(), or None")
+        if not isinstance(self.start, str) or self.start not in ("system", "zeros"):
             raise ValueError(f"start is {self.start!r}, expected 'system' or 'zeros'")
 
     def __repr__(self) -> str:
@@ -77,24 +57,29 @@ class Schedule(ABC):
 
     @property
     def freezes(self) -> bool:
-        """Whether positions become final one by one; if not, none is final before the whole iterate has settled."""
+        """Whether positions become final one by one, and keep their values; if not, every pass evaluates everything."""
         return True
+
+    @property
+    def tolerance_is_absolute(self) -> bool:
+        """Whether `tol` bounds |new - old| alone, whatever the size of the values."""
+        return False
 
     @abstractmethod
     def window(self, front: int, length: int) -> range:
         """The positions of the next pass, rising, the first of them `front`.
 
         Args:
-            front: the first position that is not final, the least over the rows still at work; less than `length`.
+            front: the first position that is not final, the smallest over the rows at work; less than `length`.
             length: L.
         """
 
     def begin(self, system: TriangularSystem, x: Tensor, tol: float) -> "Chooser":
-        """What chooses the windows of one run, from the guess x, shape (B, L, *E): the schedule itself, if it has nothing to learn."""
+        """Called before a run, with the guess x, shape (B, L, *E): returns what chooses its windows, the schedule itself if it learns nothing."""
         return self
 
     def finish(self, front: int, length: int) -> None:  # noqa: B027
-        """Called at the end of a run, with the least front that was reached."""
+        """Called at the end of a run, with the smallest front of a row."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -110,16 +95,27 @@ class Jacobi(Schedule):
     """Every position from the front on (Song et al. 2021, arXiv 2002.03629).
 
     Attributes:
-        freeze: False is the paper's uniform Jacobi decoding (UJD, arXiv 2505.24791) to the letter: every pass evaluates
-            everything, and nothing is final before the largest change of the whole iterate, over the batch, is
-            at most `tol`, which is absolute there. It is for comparison, and has no guard against a guess that overflows.
+        freeze: False evaluates everything at every pass, and stops once all of it has settled, in all rows; the passes are the cheapest that
+            there are. (What overflows is solved with freezing from there on.)
+        absolute: let `tol` bound |new - old| alone, not relative to the size of the values. `Jacobi(freeze=False, absolute=True,
+            start="zeros", tol=0.5)` is the paper's uniform Jacobi decoding (UJD, arXiv 2505.24791) to the letter.
     """
 
     freeze: bool = field(default=True, kw_only=True)
+    absolute: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_kind("freeze", self.freeze, bool, "True or False")
+        check_kind("absolute", self.absolute, bool, "True or False")
 
     @property
     def freezes(self) -> bool:
         return self.freeze
+
+    @property
+    def tolerance_is_absolute(self) -> bool:
+        return self.absolute
 
     def window(self, front: int, length: int) -> range:
         return range(front, length) if self.freeze else range(length)
@@ -133,7 +129,7 @@ class GaussSeidelJacobi(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least_one("block", self.block)
+        check_at_least_one("block", self.block)
 
     def window(self, front: int, length: int) -> range:
         return range(front, min(length, (front // self.block + 1) * self.block))
@@ -147,7 +143,7 @@ class JacobiGaussSeidel(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least_one("block", self.block)
+        check_at_least_one("block", self.block)
 
     def window(self, front: int, length: int) -> range:
         return range(front, length, self.block)
@@ -172,106 +168,8 @@ class Sliding(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least_one("width", self.width)
+        check_at_least_one("width", self.width)
+        check_kind("per_row", self.per_row, bool, "True or False")
 
     def window(self, front: int, length: int) -> range:
         return range(front, min(length, front + self.width))
-
-
-@dataclass(frozen=True)
-class Selective:
-    """A schedule for each layer (Selective Jacobi Decoding, arXiv 2505.24791).
-
-    Attributes:
-        layers: schedules, or their names, in the order of solving; the last one serves all layers that remain. The default is the
-            paper's rule: the first layer sequential, every later one Jacobi. A system without layers takes the last.
-
-    Example:
-        >>> import parallel_decode as pd
-        >>> pd.Selective(("sequential", pd.Sliding(32))).for_layers(3)
-        (Sequential(), Sliding(width=32), Sliding(width=32))
-    """
-
-    layers: tuple["Schedule | str", ...] = ("sequential", "jacobi")
-
-    def __post_init__(self) -> None:
-        if isinstance(self.layers, str) or not self.layers:
-            raise ValueError(f"layers is {self.layers!r}, expected a sequence of one schedule or more")
-        schedules = tuple(as_schedule(layer) for layer in self.layers)
-        if any(isinstance(schedule, Selective) for schedule in schedules):
-            raise ValueError("a Selective cannot hold another: give one schedule for each layer")
-        object.__setattr__(self, "layers", schedules)
-
-    def for_layers(self, depth: int | None) -> tuple[Schedule, ...]:
-        """One schedule for each of `depth` layers; None stands for a system without layers."""
-        schedules: tuple[Schedule, ...] = self.layers  # type: ignore[assignment]
-        if depth is None:
-            return schedules[-1:]
-        if depth < 1:
-            raise ValueError(f"the system has {depth} layers, expected at least one")
-        if len(schedules) > max(depth, 2):  # two are a rule: the first, and all that remain
-            raise ValueError(
-                f"{len(schedules)} schedules were given for {depth} layers: leave out {len(schedules) - depth}"
-            )
-        return (schedules + schedules[-1:] * (depth - len(schedules)))[:depth]
-
-    def check(self, system: LayeredSystem | TriangularSystem) -> None:
-        """Called before a system is solved; a `Plan` warns if it was made for another."""
-
-    @classmethod
-    def from_measurements(
-        cls, plan: "Plan", among: Sequence["Schedule | str"] = ("sequential", "jacobi")
-    ) -> "Selective":
-        """The paper's rule from measurements instead of from the order of layers: for each layer the faster of the two.
-
-        The layer that is hard for Jacobi is not the first in every flow (GS-Jacobi, arXiv 2505.12849).
-
-        Args:
-            plan: what `calibrate` returned.
-            among: the schedules to choose from.
-
-        Raises:
-            ValueError: one of them was not measured.
-        """
-        wanted = [as_schedule(schedule) for schedule in among]
-        layers = []
-        for measurements in plan.measurements:
-            seconds = {m.schedule: m.seconds for m in measurements if m.schedule in wanted}
-            if len(seconds) < len(set(wanted)):
-                raise ValueError(f"the plan has no measurements of {[s for s in wanted if s not in seconds]}")
-            layers.append(min(seconds, key=seconds.__getitem__))
-        return cls(tuple(layers))
-
-    @classmethod
-    def sejd(cls, tau: float = 0.5) -> "Selective":
-        """The paper's method to the letter: the first layer sequential, then UJD from zeros with threshold `tau`."""
-        return cls((Sequential(), Jacobi(freeze=False, tol=tau, start="zeros")))
-
-
-NAMES: dict[str, type[Schedule] | type[Selective]] = {
-    "sequential": Sequential,
-    "gauss-seidel": Sequential,
-    "jacobi": Jacobi,
-    "gs-jacobi": GaussSeidelJacobi,
-    "jacobi-gs": JacobiGaussSeidel,
-    "sliding": Sliding,
-    "selective": Selective,
-}
-
-
-def as_schedule(schedule: "Schedule | Selective | str") -> "Schedule | Selective":
-    """A schedule from itself or from its name, which stands for one with its defaults.
-
-    Raises:
-        ValueError: no schedule has this name.
-        TypeError: neither a schedule nor a name.
-    """
-    if isinstance(schedule, (Schedule, Selective)):
-        return schedule
-    if not isinstance(schedule, str):
-        hint = f": call it, {schedule.__name__}(...)" if isinstance(schedule, type) else ""
-        hint = ": for one for each layer, Selective((...))" if isinstance(schedule, (list, tuple)) else hint
-        raise TypeError(f"schedule is {schedule!r}, expected a schedule or a name{hint}")
-    if schedule not in NAMES:
-        raise ValueError(f"schedule is {schedule!r}, expected one of {', '.join(map(repr, NAMES))}")
-    return NAMES[schedule]()

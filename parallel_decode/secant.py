@@ -12,28 +12,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallel_decode.correction import Correction, Memory
-from parallel_decode.system import Window
+from parallel_decode.correction import Correction
+from parallel_decode.window import Window
 
 
 @dataclass(frozen=True)
 class SecantCorrection(Correction):
-    """The change of a position handed on to its followers within the pass, by a Jacobian learnt on the way.
+    """The change of a position propagated to the positions after it within the pass, by a Jacobian learnt on the way.
 
     A pass changes the positions by c = x_new - x_old. Jacobi takes c_l = r_l = f_l(x_old) - x_old[l], as though nothing
     before l changed. To first order in the neighbours at the lags k it is
         c_l = r_l + sum_k J_k c_{l-k}.
     J_k is a secant estimate: the ridge regression of the changes of f_l on those of x_{l-k}, from one evaluation of l
-    to the next. Each row has its own, and all its positions share it: it is known after two passes, also where no
+    to the next. Each row has its own, shared by all its positions, so it is known after two passes, also where no
     window has been yet. A pair of changes (dx, df) weighs 1 / |(dx, df)|, so that neither a large change, nor an f_l
-    that changed for other reasons than x_{l-k}, rules the estimate. No evaluation is added.
+    that changed for other reasons than x_{l-k}, dominates the estimate. No evaluation is added.
 
-    It pays where f_l hangs mostly on its neighbours, as over image patches. It costs a few products of (W, E) and
+    It pays where f_l depends mostly on its neighbours, as over image patches. It costs a few products of (W, E) and
     (E, E) matrices a pass, and one solve of (K, K) for each row: little up to an E of some hundreds.
 
     Attributes:
         lags: how far back the neighbours are; (1, w) adds the patch above in images of w patches a row.
-        order: how many neighbours on a change is handed; with W or more, the recurrence above is solved.
+        order: number of steps a change is propagated; with W or more, the recurrence above is solved exactly.
         memory: how many passes the estimate remembers: the pairs of a pass weigh 1 - 1 / memory times as much at the next.
         ridge: the penalty on |J|^2 / E, where the pairs of a pass weigh 1 in all. More is nearer to Jacobi.
 
@@ -80,7 +80,9 @@ class SecantCorrection(Correction):
         if not 0 < self.ridge < math.inf:
             raise ValueError(f"ridge is {self.ridge}, expected a finite number above 0")
 
-    def correct(self, x: Tensor, fx: Tensor, window: Window, memory: Memory) -> tuple[Tensor, Memory]:
+    def correct(
+        self, x: Tensor, fx: Tensor, window: Window, memory: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         lags = [lag for lag in self.lags if lag < x.shape[1]]
         if not lags:
             return fx, None
@@ -104,7 +106,7 @@ class SecantCorrection(Correction):
             return new.to(fx.dtype).view(fx.shape), memory
 
     def _learn(
-        self, pair: Tensor, length: int, size: int, window: Window, memory: Memory
+        self, pair: Tensor, length: int, size: int, window: Window, memory: tuple[Tensor, ...] | None
     ) -> tuple[list[Tensor], tuple[Tensor, Tensor]]:
         """The Jacobian of each lag, transposed, shape (B, E, E), and the memory.
 

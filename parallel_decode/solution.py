@@ -1,15 +1,13 @@
 """What `solve` returns."""
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from parallel_decode._trace import Trace
 from parallel_decode.schedules import Schedule
 
 
@@ -21,10 +19,14 @@ class Status(Enum):
         "within tolerance: some positions became final when they changed by no more than tol; "
         "tol=0 gives the sequential answer, verify=True measures the residual"
     )
+    SAMPLE = (
+        "sample: the system draws anew at every evaluation, by a rule that keeps its distribution; "
+        "the value is a sample of the model, and not the one that sequential decoding would draw"
+    )
     PASS_LIMIT = "pass limit: max_passes was spent before every position was final; raise it, or leave it out (L passes always suffice)"
     NON_FINITE = (
-        "non-finite: some position came out as infinity or NaN from the final values before it, as it would in sequential decoding "
-        "(or from a guess that overflowed, if the schedule does not freeze); the positions after it hold NaN; "
+        "non-finite: some position came out as infinity or NaN from the final values before it, as it would in sequential decoding; "
+        "the positions after it hold NaN; "
         "try other inputs, a higher precision, or check the model"
     )
 
@@ -34,34 +36,11 @@ class Status(Enum):
     @property
     def succeeded(self) -> bool:
         """Whether the row's value is a solution."""
-        return self in (Status.EXACT, Status.WITHIN_TOLERANCE)
+        return self in (Status.EXACT, Status.WITHIN_TOLERANCE, Status.SAMPLE)
 
 
 class SolveError(RuntimeError):
     """Raised by `Solution.raise_for_status`."""
-
-
-class Trace(NamedTuple):
-    """What a loop took down of its passes.
-
-    Attributes:
-        passes: for each the fronts and residuals of all rows, shape (2, batch); or the front of all rows, an int, alone or with
-            the largest residual of all.
-        batch: the number of rows.
-    """
-
-    passes: Sequence[Tensor | int | tuple[int, float]]
-    batch: int
-
-    def tables(self) -> tuple[Tensor, Tensor]:
-        """Fronts and residuals, each of shape (passes, batch)."""
-        table = torch.full((len(self.passes), 2, self.batch), math.nan, dtype=torch.float64)
-        for row, entry in zip(table, self.passes, strict=True):
-            if isinstance(entry, Tensor):
-                row[:] = entry
-            else:
-                row[0], row[1] = entry if isinstance(entry, tuple) else (entry, math.nan)
-        return table[:, 0].long(), table[:, 1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,27 +56,27 @@ class LayerStats:
             positions finds to be non-finite counts as done from then on.
         residuals: shape (passes, B), the largest change of each pass (1 where integers changed, 0 where none did);
             NaN where a pass had nothing to compare (a single position computed from final values). A schedule that does not
-            freeze takes down the largest of all rows, and NaN where it compared for equality alone (tolerance 0).
+            freeze notes the largest of all rows if its tolerance is absolute, and NaN otherwise.
         residual: with `verify=True`, |F(x) - x| in the maximum norm of the event, shape (B, L); else None.
-        bound: with `verify=True` and Lipschitz constants, a bound on the distance from this layer's exact
-            solution, shape (B, L); else None.
+        bound: with `verify=True` and Lipschitz constants, a bound on the distance from this layer's sequential
+            solution, shape (B, L), rounding included (docs/theory.md, theorem 4); else None.
     """
 
     schedule: Schedule
     passes: int
     positions: int
     seconds: float
-    trace: Trace = field(repr=False)
+    _trace: Trace = field(repr=False)
     residual: Tensor | None = None
     bound: Tensor | None = None
 
     @cached_property
     def fronts(self) -> Tensor:
-        return self.trace.tables()[0]
+        return self._trace.fronts()
 
     @cached_property
     def residuals(self) -> Tensor:
-        return self.trace.tables()[1]
+        return self._trace.residuals()
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +101,11 @@ class Solution:
     @property
     def residual(self) -> Tensor | None:
         """With `verify=True`, the largest residual of each row over layers and positions, shape (B,); else None."""
-        residuals = [layer.residual.amax(1) for layer in self.layers if layer.residual is not None]
+        residuals = [
+            layer.residual.amax(1) if layer.residual.shape[1] else layer.residual.new_zeros(len(layer.residual))
+            for layer in self.layers
+            if layer.residual is not None
+        ]
         return torch.stack(residuals).amax(0) if residuals else None
 
     def raise_for_status(self) -> "Solution":

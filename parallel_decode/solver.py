@@ -1,21 +1,28 @@
-"""`solve`: the options checked, a loop over each layer, and what came out.
+"""`solve`: the options checked, each layer solved given the one before, and what came out.
 
 Shapes: B batch rows, L positions, *E the event.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from numbers import Integral
+import time
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from parallel_decode.adjoint import attach
-from parallel_decode.loop import Loop
-from parallel_decode.schedules import Schedule, Selective, as_schedule, check_tol
-from parallel_decode.solution import Solution, Status, Trace
-from parallel_decode.system import LayeredSystem, TriangularSystem, Window
+from parallel_decode._adjoint import attach
+from parallel_decode._claims import claimed
+from parallel_decode._iterate import Run, iterate
+from parallel_decode._options import check_at_least_one, check_kind, check_tol
+from parallel_decode._outcome import outcome
+from parallel_decode._progress import progress_bar
+from parallel_decode._tolerance import Tolerance
+from parallel_decode._verify import verified
+from parallel_decode.schedules import Schedule
+from parallel_decode.selective import Selective, as_schedule
+from parallel_decode.solution import LayerStats, Solution, Status
+from parallel_decode.system import LayeredSystem, TriangularSystem
+from parallel_decode.window import Window
 
 
 class Pass(NamedTuple):
@@ -27,7 +34,7 @@ class Pass(NamedTuple):
         window: what was evaluated.
         front: shape (B,), the leading positions that are now final.
         residual: shape (B,), the largest change; NaN where there was nothing to compare.
-        x: the iterate, shape (B, L, *E); the loop's own storage, to be read and not to be written to or kept.
+        x: the iterate, shape (B, L, *E); the solver's own storage, to be read and not to be written to or kept.
     """
 
     layer: int
@@ -55,11 +62,11 @@ def solve(
     Every schedule ends within L passes for each layer, and with tol=0 at the sequential answer (docs/theory.md).
 
     Args:
-        system: what to solve.
+        system: what to solve. (One that keeps state, a cache say, can be solved by one call at a time.)
         schedule: a schedule or its name: "sequential", "jacobi", "gs-jacobi", "jacobi-gs", "sliding", "selective", "auto".
-        tol: a position is settled once max|new - old| <= tol * (1 + max|old|), the maxima over its event. None asks
-            for exact equality of integers, and for floats takes the machine epsilon to the power 2/3 (2.4e-5 in float32,
-            3.7e-11 in float64). A tolerance that a schedule carries itself goes before this one.
+        tol: a position is settled once max|new - old| <= tol * (1 + max|old|), the maxima over its event; with 0 once it has
+            the same bits. None asks for equality of integers, and for floats takes the machine epsilon to the power 2/3
+            (2.4e-5 in float32, 3.7e-11 in float64). A tolerance that a schedule carries itself goes before this one.
         initial: a first guess in place of the system's, shape (B, L, *E); for a layered system one for each layer.
             It changes how many passes are needed, never the answer at tol=0.
         max_passes: stop each layer after so many passes; rows that are not done by then say so in their status.
@@ -69,11 +76,12 @@ def solve(
         progress: show a bar of the front (needs tqdm).
         differentiable: let the value have a gradient with respect to all that the system was made from (noise, embeddings,
             parameters), if gradients are enabled: exact at the solution, by the adjoint system, in the memory of one pass.
-            `evaluate` has to be differentiable; a second derivative is an error.
+            `evaluate` has to be differentiable. Asking for a second derivative (`create_graph=True`) raises.
 
     Raises:
         TypeError: an argument is of the wrong kind.
         ValueError: an argument's value, or what the system returned, is not as expected.
+        RuntimeError: the system is being solved already, in another thread or around a callback.
 
     References:
         Song et al., Accelerating Feedforward Computation via Parallel Nonlinear Equation Solving (arXiv 2002.03629).
@@ -91,72 +99,115 @@ def solve(
             f"system is a {type(system).__name__}, expected a TriangularSystem or LayeredSystem: try pd.from_function"
         )
     check_tol(tol)
-    if max_passes is not None and (
-        isinstance(max_passes, bool) or not isinstance(max_passes, Integral) or max_passes < 1
-    ):
-        raise ValueError(f"max_passes is {max_passes!r}, expected None or a whole number >= 1")
-    depth = system.depth if isinstance(system, LayeredSystem) else None
-    schedule = as_schedule(schedule)
-    rule = schedule if isinstance(schedule, Selective) else Selective((schedule,))
-    schedules = rule.for_layers(depth)
+    if max_passes is not None:
+        check_at_least_one("max_passes", max_passes)
+    for name, flag in (("verify", verify), ("progress", progress), ("differentiable", differentiable)):
+        check_kind(name, flag, bool, "True or False")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback is {callback!r}, expected a function of a Pass, or None")
+    chain = system if isinstance(system, LayeredSystem) else _Single(system)
+    rule = as_schedule(schedule)
+    rule = rule if isinstance(rule, Selective) else Selective((rule,))
+    schedules = rule.for_layers(chain.depth if chain is system else None)
     rule.check(system)
-    guesses = _guesses(initial, depth)
-
-    value: Tensor | None = None
+    guesses = _guesses(initial, chain, layered=chain is system)
+    differentiable = differentiable and torch.is_grad_enabled()
     status: list[Status] = []
-    layers = []
-    differentiable &= torch.is_grad_enabled()
+    layers: list[LayerStats] = []
+
+    def solve_layer(index: int, make: Callable[[], TriangularSystem]) -> Tensor:
+        layer, began = make(), time.perf_counter()
+        with (
+            torch.no_grad(),
+            claimed(layer.resource()) as claim,
+            progress_bar(progress, f"layer {index + 1}/{chain.depth}", layer.length) as show,
+        ):
+            guess = _first_guess(layer, schedules[index], guesses[index])
+            tolerance = _tolerance(schedules[index], tol, guess.dtype)
+
+            def watch(run: Run) -> None:
+                show(run.fronts.min)
+                if callback is not None:
+                    callback(_last_pass(index, run))
+
+            watched = watch if progress or callback is not None else None
+            run = iterate(layer, schedules[index], tolerance, guess, claim, max_passes, watched)
+            value, ends = outcome(run, tolerance, layer.deterministic)
+            if value.is_cuda:
+                torch.cuda.synchronize(value.device)
+            seconds = time.perf_counter() - began
+            residual, bound = verified(layer, value, claim) if verify else (None, None)
+        trace = run.trace
+        layers.append(LayerStats(schedules[index], len(trace), trace.positions, seconds, trace, residual, bound))
+        status[:] = [max(pair, key=list(Status).index) for pair in zip(status or ends, ends, strict=True)]
+        return attach(layer, value, exact=tolerance.tol == 0) if differentiable else value
+
     with torch.set_grad_enabled(differentiable):
-        for index, layer_schedule in enumerate(schedules):
-            layer = system.layer(index, value) if isinstance(system, LayeredSystem) else system
-            with torch.no_grad():
-                loop = Loop(layer, layer_schedule, tol, guesses[index])
-                with progress_bar(progress, f"layer {index + 1}/{len(schedules)}", loop.length) as show:
-                    while loop.least < loop.length and len(loop.trace) != max_passes:
-                        loop.step()
-                        show(loop.least)
-                        if callback is not None:
-                            front, residual = Trace(loop.trace[-1:], loop.batch).tables()
-                            callback(Pass(index, len(loop.trace), loop.window, front[0], residual[0], loop.iterate()))
-                value, ends, stats = loop.result(verify)
-            if differentiable:
-                value = attach(layer, value)
-            layers.append(stats)
-            if status and status != ends:  # the worse of each two
-                ends = [max(pair, key=list(Status).index) for pair in zip(status, ends, strict=True)]
-            status = ends
-        assert value is not None
-        output = system.output(value) if isinstance(system, LayeredSystem) else value
+        output = chain.walk(solve_layer)
     return Solution(output, tuple(status), tuple(layers))
 
 
-def _guesses(initial: Tensor | Sequence[Tensor | None] | None, depth: int | None) -> Sequence[Tensor | None]:
-    if depth is None:
-        if initial is not None and not isinstance(initial, Tensor):
-            raise TypeError(
-                f"initial is a {type(initial).__name__}, expected a tensor of shape (batch, length, *event)"
-            )
-        return [initial]
+def _last_pass(layer: int, run: Run) -> Pass:
+    number, trace = len(run.trace), run.trace
+    return Pass(
+        layer, number, run.window, trace.fronts(number - 1)[0], trace.residuals(number - 1)[0], run.rows.iterate()
+    )
+
+
+def _tolerance(schedule: Schedule, tol: float | None, dtype: torch.dtype) -> Tolerance:
+    if schedule.correction is not None and not dtype.is_floating_point:
+        raise TypeError(f"{schedule!r} has a correction, and the system is {dtype}: corrections need floats")
+    return Tolerance.of(tol if schedule.tol is None else schedule.tol, dtype, schedule.tolerance_is_absolute)
+
+
+class _Single(LayeredSystem):
+    """A system without layers, as a chain of one."""
+
+    depth = 1
+
+    def __init__(self, system: TriangularSystem) -> None:
+        self.system = system
+
+    def layer(self, index: int, value: Tensor | None) -> TriangularSystem:
+        return self.system
+
+    def output(self, value: Tensor) -> Tensor:
+        return value
+
+
+def _guesses(
+    initial: Tensor | Sequence[Tensor | None] | None, chain: LayeredSystem, layered: bool
+) -> Sequence[Tensor | None]:
     if initial is None:
-        return [None] * depth
-    if isinstance(initial, Tensor) or len(initial) != depth:
-        raise ValueError(f"initial has to hold a tensor or None for each of the {depth} layers of this system")
+        return [None] * chain.depth
+    if not layered:
+        check_kind("initial", initial, Tensor, "a tensor of shape (batch, length, *event)")
+        return [initial]  # type: ignore[list-item]
+    what = f"initial has to hold a tensor or None for each of the {chain.depth} layers of this system"
+    if isinstance(initial, Tensor) or not isinstance(initial, Sequence) or len(initial) != chain.depth:
+        raise ValueError(what)
+    if not all(guess is None or isinstance(guess, Tensor) for guess in initial):
+        raise TypeError(f"initial holds {[type(guess).__name__ for guess in initial]}: it has to hold tensors, or None")
     return initial
 
 
-@contextmanager
-def progress_bar(progress: bool, name: str, length: int, unit: str = "position") -> Iterator[Callable[[int], None]]:
-    """A tqdm bar; yields what moves it."""
-    if not progress:
-        yield lambda done: None
-        return
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        raise ImportError("progress=True shows a tqdm bar: pip install tqdm") from None
-    with tqdm(total=length, desc=name, unit=unit) as bar:
-
-        def show(done: int) -> None:
-            bar.update(done - bar.n)
-
-        yield show
+def _first_guess(system: TriangularSystem, schedule: Schedule, guess: Tensor | None) -> Tensor:
+    """The first iterate: contiguous (strides decide how sums round), finite, and the solver's own."""
+    own = system.initial()
+    expected = (*own.shape[:1], system.length, *own.shape[2:])
+    if own.dim() < 2 or own.shape != expected:
+        raise ValueError(
+            f"the system's initial guess has shape {tuple(own.shape)}, expected (batch, {system.length}, *event)"
+        )
+    if own.is_complex():
+        raise TypeError(
+            f"the system is {own.dtype}, expected floating or integer values: solve for real and imaginary parts"
+        )
+    if guess is None:
+        guess = torch.zeros_like(own) if schedule.start == "zeros" else own
+    elif guess.shape != own.shape or guess.dtype != own.dtype:
+        raise ValueError(
+            f"initial is {guess.dtype} of shape {tuple(guess.shape)}, expected {own.dtype} of shape {tuple(own.shape)}"
+        )
+    first = torch.empty(own.shape, dtype=own.dtype, device=own.device).copy_(guess.detach())
+    return first.masked_fill_(~first.isfinite(), 0) if first.is_floating_point() else first

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from parallel_decode.schedules import GaussSeidelJacobi, Jacobi, JacobiGaussSeidel, Schedule, Sequential, Sliding
 from parallel_decode.solver import solve
-from parallel_decode.system import LayeredSystem, TriangularSystem, Window
+from parallel_decode.system import LayeredSystem, TriangularSystem
+from parallel_decode.window import Window
 
 
 @torch.no_grad()
@@ -135,7 +136,7 @@ def _check_windows(
         moved = [p for p in window.positions if p >= changed]
         x[:, moved] = (other if len(seen) % 2 else first)[:, moved]
     for x, window, got in seen:
-        expected = system.evaluate(x, Window.full(length))[:, window.at]
+        expected = system.evaluate(x, Window.full(length))[:, window.slice]
         if got.shape != expected.shape:
             raise AssertionError(
                 f"{where}evaluate returned shape {tuple(got.shape)} for {window}, expected {tuple(expected.shape)}"

@@ -6,8 +6,11 @@ be asked for bit by bit.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
+import pytest
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -28,6 +31,8 @@ SCHEDULES = (
     pd.Sliding(1000, per_row=True),
     pd.Auto(),
 )
+theorem = settings(max_examples=200, deadline=None, derandomize=True)
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 KINDS = ("linear", "tanh", "event", "integer", "sparse", "badly scaled")
 
 
@@ -150,3 +155,53 @@ class Rows(pd.TriangularSystem):
 
     def select(self, rows: Tensor) -> "Rows":
         return Rows(self.f, self.guess, self.rows[rows], self.sizes)
+
+
+def shift(x: Tensor) -> Tensor:
+    return torch.nn.functional.pad(x, (1, -1))
+
+
+def halves(batch: int = 2, length: int = 40, dtype: torch.dtype = torch.float64) -> pd.TriangularSystem:
+    """x_l = 1 + x_{l-1} / 2, whose solution is 2 - 2^-l: error and residual halve with every pass."""
+    return pd.from_function(lambda x: 1 + shift(x) / 2, torch.zeros(batch, length, dtype=dtype))
+
+
+class Chain(pd.LayeredSystem):
+    """Three layers x_l = z_l + tanh(x_{l-1}), each over the reversed solution of the one before."""
+
+    def __init__(self, z: Tensor) -> None:
+        self.z = z
+
+    @property
+    def depth(self) -> int:
+        return 3
+
+    def layer(self, index: int, value: Tensor | None) -> pd.TriangularSystem:
+        z = self.z if value is None else value.flip(1)
+        return pd.from_function(lambda x: z + torch.tanh(shift(x)), z)
+
+    def output(self, value: Tensor) -> Tensor:
+        return value * 2
+
+
+def chain() -> Chain:
+    return Chain(torch.randn(2, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+
+
+class RandomCorrection(pd.Correction):
+    """x_new[l] = f_l(x_old) + g_l(x_new[<l]) - g_l(x_old[<l]) for a random causal g."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def correct(self, x: Tensor, fx: Tensor, window: pd.Window, memory: Any) -> tuple[Tensor, Any]:
+        generator = torch.Generator().manual_seed(self.seed)
+        weights = torch.randn(x.shape[1], x.shape[1], generator=generator, dtype=x.dtype).tril(-1)
+
+        def g(y: Tensor, position: int) -> Tensor:
+            return torch.einsum("m,bm...->b...", weights[position, :position], torch.cos(y[:, :position]))
+
+        new = x.clone()
+        for column, position in enumerate(window.positions):
+            new[:, position] = fx[:, column] + (g(new, position) - g(x, position))
+        return new[:, window.slice], (memory or 0) + 1

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import parallel_decode as pd
-from parallel_decode import auto
+from parallel_decode import _costs, _tuner
 from tests.systems import Rows
 
 Cost = Callable[[int], float]
@@ -58,8 +58,8 @@ class Timed(Rows):
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     monkeypatch.setattr("time.perf_counter", made)
-    monkeypatch.setattr(auto, "_COSTS", type(auto._COSTS)())
-    monkeypatch.setattr(auto, "_GAINS", type(auto._GAINS)())
+    _costs.COSTS.clear()
+    _costs.GAINS.clear()
     return made
 
 
@@ -91,14 +91,14 @@ def test_auto_learns_within_one_long_run(clock: Clock) -> None:
 
 def test_auto_corrects_where_it_pays(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     corrections: list[pd.Correction | None] = []
-    window = auto._Pilot.window
+    window = _tuner.Tuner.window
 
-    def look(self: auto._Pilot, front: int, length: int) -> range:
+    def look(self: _tuner.Tuner, front: int, length: int) -> range:
         chosen = window(self, front, length)
         corrections.append(self.correction)
         return chosen
 
-    monkeypatch.setattr(auto._Pilot, "window", look)
+    monkeypatch.setattr(_tuner.Tuner, "window", look)
     for _ in range(12):
         corrections.clear()
         seconds(clock, Timed(clock, COSTS["an idle machine"], 0.5, 256), "auto")
@@ -127,7 +127,7 @@ def test_a_system_without_keys_is_forgotten(clock: Clock) -> None:
     system = Timed(clock, COSTS["a small machine"], 0.1, 64)
     system.cost_key = system.gain_key = None
     seconds(clock, system, "auto")
-    assert not auto._COSTS and not auto._GAINS
+    assert not _costs.COSTS and not _costs.GAINS
 
 
 def test_tokens_and_short_systems() -> None:

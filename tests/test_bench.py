@@ -16,7 +16,7 @@ from parallel_decode.adapters.tarflow import TarFlow
 from parallel_decode.bench import peers, rules, suite
 from parallel_decode.bench.measure import Outcome, deviations, interleave, peak_memory, precision
 from parallel_decode.cli import app
-from tests.test_tarflow import flow, labels, noise
+from tests.flows import flow, labels, noise
 
 ROOT = Path(__file__).parents[1]
 PEER = """

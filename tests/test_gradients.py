@@ -4,16 +4,16 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 import parallel_decode as pd
+from parallel_decode._adjoint import Adjoint
 from parallel_decode.adapters.tarflow import TarFlow, digits
-from parallel_decode.adjoint import Adjoint
 from parallel_decode.testing import check_system
+from tests.systems import theorem
 
-theorem = settings(max_examples=200, deadline=None, derandomize=True)
 SCHEDULES = ("sequential", "jacobi", "gs-jacobi", "jacobi-gs", "sliding", "auto")
 
 
@@ -94,9 +94,8 @@ def test_gradcheck() -> None:
 def test_a_second_derivative_is_an_error_that_says_so() -> None:
     weights, z = problem(0, 1, 4, 1, 1.0)
     value = pd.solve(system(weights, z), differentiable=True).value
-    (grad,) = torch.autograd.grad(value.pow(3).sum(), z, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiate twice"):
-        grad.sum().backward()  # type: ignore[no-untyped-call]
+    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
+        torch.autograd.grad(value.pow(3).sum(), z, create_graph=True)
 
 
 def test_a_graph_that_is_retained_can_be_used_again() -> None:

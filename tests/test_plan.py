@@ -9,8 +9,9 @@ import torch
 
 import parallel_decode as pd
 from parallel_decode.adapters.tarflow import TarFlow
-from tests.test_solver import chain
-from tests.test_tarflow import flow
+from parallel_decode.plan import Measurement
+from tests.flows import flow
+from tests.systems import chain
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +94,8 @@ def test_any_layered_system_can_be_calibrated(capsys: pytest.CaptureFixture[str]
 def test_the_papers_rule_from_measurements() -> None:
     jacobi, sequential, wide = pd.Jacobi(), pd.Sequential(), pd.Sliding(8)
 
-    def layer(*seconds: float) -> tuple[pd.Measurement, ...]:
-        return tuple(pd.Measurement(s, t, 1, 0.0) for s, t in zip((sequential, jacobi, wide), seconds, strict=True))
+    def layer(*seconds: float) -> tuple[Measurement, ...]:
+        return tuple(Measurement(s, t, 1, 0.0) for s, t in zip((sequential, jacobi, wide), seconds, strict=True))
 
     plan = pd.Plan((sequential,) * 3, {}, (layer(2, 1, 3), layer(1, 2, 3), layer(3, 2, 1)))
     assert pd.Selective.from_measurements(plan).layers == (jacobi, sequential, jacobi)
@@ -128,7 +129,7 @@ def test_bad_plans(plan: pd.Plan, tmp_path: Path) -> None:
     ("options", "error", "message"),
     [
         ({"runs": 0}, ValueError, "runs is 0"),
-        ({"batch_size": 0}, ValueError, "batch_size 0"),
+        ({"batch_size": 0}, ValueError, "batch_size is 0"),
         ({"schedules": ["selective"]}, TypeError, "is for several layers"),
         ({"schedules": ["fast"]}, ValueError, "schedule is 'fast'"),
         ({"model": torch.nn.Linear(1, 1)}, TypeError, "model is a Linear, expected a LayeredSystem, or a model with"),

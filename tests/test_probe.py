@@ -13,7 +13,7 @@ from parallel_decode.adapters.tarflow.decoding import FlowSystem
 from parallel_decode.adapters.tarflow.probe import Masked, mean_jacobian, probe
 from parallel_decode.cli import app
 from parallel_decode.testing import check_system
-from tests.test_tarflow import flow, labels, noise
+from tests.flows import flow, labels, noise
 
 
 def first_layer(made: TarFlow) -> tuple[pd.TriangularSystem, torch.Tensor, torch.Tensor]:

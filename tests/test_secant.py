@@ -6,20 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 import parallel_decode as pd
 from parallel_decode.adapters.tarflow import digits
-from tests.systems import SCHEDULES, Problem, problem, problems
+from tests.systems import SCHEDULES, Problem, problem, problems, theorem
 
 SECANTS = (
     pd.SecantCorrection(),
     pd.SecantCorrection(lags=(2,), order=1, memory=1, ridge=1e-6),
     pd.SecantCorrection(lags=(1, 3, 40), order=20, ridge=1e-3),
 )
-theorem = settings(max_examples=200, deadline=None, derandomize=True)
 
 
 def with_secant(schedule: pd.Schedule, secant: pd.Correction | None = SECANTS[0]) -> pd.Schedule:

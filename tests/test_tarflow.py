@@ -13,6 +13,7 @@ import parallel_decode as pd
 from parallel_decode.adapters.tarflow import TarFlow, decoding
 from parallel_decode.adapters.tarflow.graphs import Graphs
 from parallel_decode.testing import check_system
+from tests.flows import flow, labels, noise
 from tests.systems import SCHEDULES
 
 GUIDANCE: list[dict[str, Any]] = [
@@ -20,24 +21,6 @@ GUIDANCE: list[dict[str, Any]] = [
     {"guidance": 1.3},
     {"guidance": 0.7, "guide_what": "b", "annealed_guidance": True, "attn_temp": 1.5},
 ]
-
-
-def flow(nvp: bool = True, num_classes: int = 0, **options: Any) -> TarFlow:
-    """A small flow whose weights are random enough to make every position depend on those before."""
-    torch.manual_seed(0)
-    made = TarFlow(1, 8, 2, 64, 3, 2, nvp=nvp, num_classes=num_classes, **options)
-    for name, p in made.named_parameters():
-        torch.nn.init.normal_(p, std=0.03 if "proj_out" in name else 0.15)
-    made.var.uniform_(0.5, 2)
-    return made.double()
-
-
-def noise(batch: int = 3) -> Tensor:
-    return torch.randn(batch, 16, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
-def labels(num_classes: int) -> Tensor | None:
-    return torch.tensor([0, -1, 2]) if num_classes else None
 
 
 def transformer(weights: dict[str, Tensor], block: int, x: Tensor, y: Tensor | None, flip: bool, temp: float) -> Tensor:
@@ -160,7 +143,7 @@ class Uncached(pd.TriangularSystem):
         return self.inner.initial()
 
     def evaluate(self, x: Tensor, window: pd.Window) -> Tensor:
-        return self.inner.evaluate(x, pd.Window.full(self.length))[:, window.at]
+        return self.inner.evaluate(x, pd.Window.full(self.length))[:, window.slice]
 
 
 @pytest.mark.parametrize("schedule", [pd.Sliding(2), pd.Sliding(5), pd.GaussSeidelJacobi(6), pd.Jacobi()], ids=repr)

@@ -8,8 +8,7 @@ from torch import Tensor
 
 import parallel_decode as pd
 from parallel_decode.testing import check_system
-from tests.systems import KINDS, Rows, problem
-from tests.test_solver import chain
+from tests.systems import KINDS, Rows, chain, problem
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -38,13 +37,13 @@ class CumulativeSum(pd.TriangularSystem):
             self.sums[:, position + 1] = self.sums[:, position] + x[:, position]
 
     def evaluate(self, x: Tensor, window: pd.Window) -> Tensor:
-        self.read(x, window.changed, window.positions[-1])
-        return 1 + self.sums[:, window.at] / 12
+        self.read(x, window.changed_from, window.positions[-1])
+        return 1 + self.sums[:, window.slice] / 12
 
 
 class SeesItself(CumulativeSum):
     def evaluate(self, x: Tensor, window: pd.Window) -> Tensor:
-        return super().evaluate(x, window) + (window.positions.stop == 12) * 0.1 * x[:, window.at]
+        return super().evaluate(x, window) + (window.positions.stop == 12) * 0.1 * x[:, window.slice]
 
 
 class StaleCache(CumulativeSum):
@@ -59,20 +58,22 @@ class ReadsTooFar(CumulativeSum):
 
 class LeaksRows(CumulativeSum):
     def evaluate(self, x: Tensor, window: pd.Window) -> Tensor:
-        return super().evaluate(x, window) + 0.1 * x[:, :1].mean(0) * (torch.arange(12) > 0)[window.at]
+        return super().evaluate(x, window) + 0.1 * x[:, :1].mean(0) * (torch.arange(12) > 0)[window.slice]
 
 
 class IgnoresWhatChanged(CumulativeSum):
     """Takes all before the window for read, but on the first pass and where windows are strided."""
 
     def evaluate(self, x: Tensor, window: pd.Window) -> Tensor:
-        first = window.changed == 0 or window.positions.step > 1
-        return super().evaluate(x, window if first else window._replace(changed=window.positions.start - 1))
+        first = window.changed_from == 0 or window.positions.step > 1
+        return super().evaluate(x, window if first else window._replace(changed_from=window.positions.start - 1))
 
 
 class FirstRowLeaks(CumulativeSum):
     def evaluate(self, x: Tensor, window: pd.Window) -> Tensor:
-        return super().evaluate(x, window) + 0.1 * (x[:, :1].cumsum(0) - x[:, :1]) * (torch.arange(12) > 0)[window.at]
+        return (
+            super().evaluate(x, window) + 0.1 * (x[:, :1].cumsum(0) - x[:, :1]) * (torch.arange(12) > 0)[window.slice]
+        )
 
 
 class WritesToTheIterate(CumulativeSum):

@@ -1,5 +1,6 @@
 """`Adaptive`: windows as wide as the present draft is good for."""
 
+import threading
 import time
 from collections import deque
 from collections.abc import Hashable
@@ -51,10 +52,11 @@ class Adaptive(Schedule):
             raise TypeError(f"Adaptive is for language models, and this is a {type(system).__name__}: use 'auto'")
         most = 1 if system.processors.unknown else self.most
         key = system.cost_key, torch.get_num_threads()
-        records = _RECORDS.setdefault((key, type(system.choice), type(system.guess)), {})
-        for record in records.values():
-            record.fade(16)  # another text may be another matter
-        return _Pilot(system, _COSTS.setdefault(key, {}), records, most)
+        with _LOCK:
+            records = _RECORDS.setdefault((key, type(system.choice), type(system.guess)), {})
+            for record in records.values():
+                record.fade(16)  # another text may be another matter
+            return _Tuner(system, _COSTS.setdefault(key, {}), records, most)
 
 
 class _Costs:
@@ -121,22 +123,25 @@ class _Record:
         return a * (1 - b**drafted) / (1 - b) if b < 1 else a * drafted
 
 
+_LOCK = threading.RLock()  # two threads may decode at once
 _COSTS: dict[Hashable, dict[int, _Costs]] = {}  # by rows
 _RECORDS: dict[Hashable, dict[int, _Record]] = {}
 
 
-class _Pilot:
+class _Tuner:
     correction = None
 
     def __init__(self, system: CausalLM, costs: dict[int, _Costs], records: dict[int, _Record], most: int) -> None:
         self.system, self.costs, self.records, self.most = system, costs, records, most
-        system.listeners.append(self.heard)
+        system.listeners.append(self.count_accepted)
         system.plan = self.plan
         self.width = self.read = self.passes = 0
         self.began = 0.0
 
-    def heard(self, kind: int, accepted: int, drafted: int) -> None:
-        self.records.setdefault(kind, _Record(kind)).add(accepted, drafted)
+    def count_accepted(self, kind: int, accepted: int, drafted: int) -> None:
+        """Of so many drafts of a kind so many were accepted."""
+        with _LOCK:
+            self.records.setdefault(kind, _Record(kind)).add(accepted, drafted)
 
     def _costs(self) -> _Costs:
         rows = self.system.counts["rows"]
@@ -144,7 +149,11 @@ class _Pilot:
 
     def plan(self) -> int:
         """The width of the next window, for the drafts that there are now."""
-        kinds, left = self.system.kinds, self.system.left
+        with _LOCK:
+            return self._plan()
+
+    def _plan(self) -> int:
+        kinds, left = self.system.draft_kinds, self.system.left
         most = max((left[row] for row in kinds), default=1)
         records = [
             ((left[row] / most) ** URGENCY, self.records.setdefault(kind, _Record(kind))) for row, kind in kinds.items()
@@ -159,7 +168,8 @@ class _Pilot:
     def window(self, front: int, length: int) -> range:
         now = time.perf_counter()
         if self.passes > 1:  # the first reads the prompt
-            self._costs().add(self.read, now - self.began)
+            with _LOCK:
+                self._costs().add(self.read, now - self.began)
         self.passes += 1
         if self.passes == 1:
             self.plan()

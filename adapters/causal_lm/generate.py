@@ -15,9 +15,10 @@ from parallel_decode.adapters.causal_lm.choices import Choice, Greedy, Gumbel, M
 from parallel_decode.adapters.causal_lm.guesses import Guess, Row, as_guess
 from parallel_decode.adapters.causal_lm.processors import Processors
 from parallel_decode.adapters.causal_lm.system import CausalLM
-from parallel_decode.schedules import Schedule, as_schedule
+from parallel_decode.schedules import Schedule
+from parallel_decode.selective import as_schedule
 from parallel_decode.solver import solve
-from parallel_decode.system import Window
+from parallel_decode.window import Window
 
 SAMPLING: dict[str, Callable[[int, torch.device], Choice]] = {
     "gumbel": Gumbel,
@@ -25,7 +26,7 @@ SAMPLING: dict[str, Callable[[int, torch.device], Choice]] = {
     "speculative": lambda batch, device: Speculative(),
 }
 # Scores nearer than this may change places between two kernels; 2^-18 in other types.
-NEAR = {torch.bfloat16: 2.0**-6, torch.float16: 2.0**-8}
+TIE_TOLERANCE = {torch.bfloat16: 2.0**-6, torch.float16: 2.0**-8}
 
 
 class _Generation(CausalLM):
@@ -38,12 +39,13 @@ class _Generation(CausalLM):
         self.eos, self.criteria = _ends(ends)
         # Without a token that ends rows generate lets all go on until all are done.
         self.pad = pad if self.eos else None
-        self.stream, self.whole = stream, whole
-        batch = len(self.prompt)
+        self.stream, self.whole, self.keep = stream, whole, keep
+
+    def _begin(self) -> None:
+        super()._begin()
         self.kept: list[list[Tensor]] = [[], []]  # scores, logits
         self.latest: list[dict[int, Tensor]] = [{}, {}]  # of positions that are not final
-        self.keep = keep
-        self.lengths = torch.full((batch,), self.length)  # where each row ends
+        self.lengths = torch.full((len(self.prompt),), self.length)  # where each row ends
         self.checked = 0  # positions that the criteria, and the streamer, have seen
 
     @property
@@ -53,10 +55,13 @@ class _Generation(CausalLM):
     def select(self, rows: Tensor) -> "CausalLM | None":
         return None if self.whole or self.criteria or self.stream is not None else super().select(rows)
 
-    def passed(self, x: Tensor, fronts: Tensor) -> Tensor:
+    def after_pass(self, x: Tensor, fronts: Tensor) -> Tensor:
+        if self.criteria:  # they see all rows at the same position, and may end a row there
+            at_work = fronts[~self.ended]
+            fronts = torch.where(self.ended, fronts, int(at_work.min()) if len(at_work) else self.length)
         old = [len(text) - len(prompt) for text, prompt in zip(self.texts, self.prompts, strict=True)]
         self._take_scores(int(fronts.min()))
-        fronts = super().passed(x, fronts).clone()
+        fronts = super().after_pass(x, fronts).clone()
         for row, number in enumerate(self.rows.tolist()):
             if self.eos and int(self.lengths[number]) == self.length:
                 new = self.texts[row][len(self.prompts[row]) + old[row] :]
@@ -77,7 +82,7 @@ class _Generation(CausalLM):
         if not self.whole:
             self.end(row)
             fronts[row] = self.length
-        elif length < int(fronts[row]):  # what was read beyond was no padding
+        elif length < int(fronts[row]):  # what was read beyond was no padding: hold the row back
             fronts[row] = length
             del self.texts[row][len(self.prompts[row]) + length :]
             for kept in self.kept:
@@ -211,7 +216,7 @@ def parallel_generate(
         choice=SAMPLING[sampling](batch, input_ids.device) if config.do_sample else Greedy(),
         guess=as_guess(guess),
         cache=cache,
-        near=NEAR.get(model.dtype, 2.0**-18) if strict else 0.0,
+        tie_tolerance=TIE_TOLERANCE.get(model.dtype, 2.0**-18) if strict else 0.0,
         extra=model_kwargs,
         ends=stopping_criteria,
         pad=None if pad is None else int(pad),

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from parallel_decode._claims import check_unclaimed
 from parallel_decode.adapters.causal_lm.cache import Slots
 from parallel_decode.adapters.causal_lm.choices import Choice, Greedy
 from parallel_decode.adapters.causal_lm.guesses import Guess, Last
 from parallel_decode.adapters.causal_lm.processors import Processors
-from parallel_decode.system import TriangularSystem, Window
+from parallel_decode.system import TriangularSystem
+from parallel_decode.window import Window
 
 MOST = 64  # tokens that are drafted
 
@@ -37,7 +39,7 @@ class CausalLM(TriangularSystem):
         choice: of tokens from scores.
         guess: what windows hold before they are read.
         cache: of transformers, empty or with leading columns in it; None makes one.
-        near: choose again, by a forward of a single token, where the two best scores are no further apart than this (relative to the larger one); with
+        tie_tolerance: choose again, by a forward of a single token, where the two best scores are no further apart than this (relative to the larger one); with
             0, never. See `parallel_generate`'s `strict`.
         extra: further arguments of every forward.
 
@@ -45,7 +47,7 @@ class CausalLM(TriangularSystem):
         scores, logits: of the last pass, shape (B, W, V).
         counts: "forwards" of the model, "ties", choices that were made again, and "rows" of the last pass.
         texts: of each row, the prompt without padding and what is final.
-        kinds: of the drafts that are in place, by row; rows that have ended are not there.
+        draft_kinds: of the drafts that are in place, by row; rows that have ended are not there.
         left: how many tokens each row may still get, likewise.
         plan: says how wide the next window will be, so that no more is drafted.
         listeners: are told of each draft its kind, how many of its tokens came true, and how many were read.
@@ -74,7 +76,7 @@ class CausalLM(TriangularSystem):
         choice: Choice | None = None,
         guess: Guess | None = None,
         cache: Any = None,
-        near: float = 0.0,
+        tie_tolerance: float = 0.0,
         extra: dict[str, Any] | None = None,
     ) -> None:
         batch, columns = prompt.shape
@@ -88,24 +90,31 @@ class CausalLM(TriangularSystem):
         ahead = torch.arange(1, length + 1, device=prompt.device)
         self.position_ids = torch.cat([position_ids, position_ids[:, -1:] + ahead], 1)
         self.processors = processors if isinstance(processors, Processors) else Processors(processors)
-        self.choice, self.guess, self.near = choice or Greedy(), guess or Last(), near
+        self.choice, self.guess, self.tie_tolerance = choice or Greedy(), guess or Last(), tie_tolerance
         cache = DynamicCache(config=model.config) if cache is None else cache
         self.slots = Slots(cache, batch, columns + length)
+        self.given = self.slots.filled  # columns that the cache came with
         self.extra = extra or {}
         self.keeps = model._supports_logits_to_keep()
+        self.scores = self.logits = prompt.new_zeros(0)
+        self.prompts = [line[kept].tolist() for line, kept in zip(prompt.cpu(), mask.bool().cpu(), strict=True)]
+        self.listeners: list[Callable[[int, int, int], None]] = []
+        self.plan: Callable[[], int] | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nothing is read yet."""
+        batch, device = len(self.prompt), self.prompt.device
+        self.slots.align(self.given)
         self.rows = torch.arange(batch)  # their numbers at first
         self.ended = torch.zeros(batch, dtype=torch.bool)
-        self.guessed = torch.ones(batch, length, dtype=torch.bool, device=prompt.device)
-        self.scores = self.logits = prompt.new_zeros(0)
+        self.guessed = torch.ones(batch, self.length, dtype=torch.bool, device=device)
         self.starts, self.width = torch.zeros(batch, dtype=torch.long), MOST
         self.counts = {"forwards": 0, "ties": 0, "rows": batch}
-        self.prompts = [line[kept].tolist() for line, kept in zip(prompt.cpu(), mask.bool().cpu(), strict=True)]
-        self.texts = self.prompts
-        self.kinds = dict.fromkeys(range(batch), 0)
-        self.left = dict.fromkeys(range(batch), length)
-        self.listeners: list[Callable[[int, int, int], None]] = []
+        self.texts = [list(text) for text in self.prompts]
+        self.draft_kinds = dict.fromkeys(range(batch), 0)
+        self.left = dict.fromkeys(range(batch), self.length)
         self.drafted = [0] * batch
-        self.plan: Callable[[], int] | None = None
 
     @property
     def length(self) -> int:
@@ -113,7 +122,7 @@ class CausalLM(TriangularSystem):
 
     @property
     def ragged(self) -> bool:  # type: ignore[override]
-        return not (self.slots.aligned or self.processors.whole or self.near)
+        return not (self.slots.aligned or self.processors.whole or self.tie_tolerance)
 
     @property
     def cost_key(self) -> Any:  # type: ignore[override]
@@ -121,15 +130,14 @@ class CausalLM(TriangularSystem):
         return (type(self.model), config.to_json_string(), str(self.prompt.device), self.model.dtype)
 
     def initial(self) -> Tensor:
+        self._begin()
         x = self.prompt[:, -1:].repeat(1, self.length)
-        self.texts = [list(text) for text in self.prompts]
         self.guess.begin(self.prompts)
-        self.width = MOST
         self._draft(x, dict.fromkeys(range(len(x) if self.length else 0), 0))
         return x
 
-    def passed(self, x: Tensor, fronts: Tensor) -> Tensor:
-        """Take down what is final, and draft anew what is not."""
+    def after_pass(self, x: Tensor, fronts: Tensor) -> Tensor:
+        """Extend the texts by what is final, and draft anew what is not."""
         ends = fronts.tolist()
         rows = [row for row in range(len(ends)) if not self.ended[row]]
         olds = [len(self.texts[row]) - len(self.prompts[row]) for row in rows]
@@ -141,20 +149,20 @@ class CausalLM(TriangularSystem):
             read = min(read, self.drafted[row]) if self.drafted[row] else read
             if old and read > 0:
                 for listener in self.listeners:
-                    listener(self.kinds[int(self.rows[row])], min(ends[row] - old - 1, read), read)
+                    listener(self.draft_kinds[int(self.rows[row])], min(ends[row] - old - 1, read), read)
         self._draft(x, {row: ends[row] for row in rows if ends[row] < self.length})
         return fronts
 
     def end(self, row: int) -> None:
         """A row of this batch goes on no longer."""
         self.ended[row] = True
-        self.kinds.pop(int(self.rows[row]), None)
+        self.draft_kinds.pop(int(self.rows[row]), None)
 
     def _draft(self, x: Tensor, fronts: dict[int, int]) -> None:
         drafts = {}
         for row, front in fronts.items():
             number = int(self.rows[row])
-            found, self.kinds[number] = self.guess.draft(number, self.texts[row], min(MOST, self.length - front))
+            found, self.draft_kinds[number] = self.guess.draft(number, self.texts[row], min(MOST, self.length - front))
             drafts[row], self.drafted[row], self.left[number] = found, len(found), self.length - front
         most = (self.width if self.plan is None else self.plan()) - 1
         at: tuple[list[int], list[int], list[int]] = [], [], []  # rows, positions, tokens
@@ -183,10 +191,18 @@ class CausalLM(TriangularSystem):
             setattr(fewer, name, [getattr(self, name)[row] for row in host.tolist()])
         return fewer
 
+    @property
+    def deterministic(self) -> bool:  # type: ignore[override]
+        return not self.choice.couples
+
+    def resource(self) -> Any:
+        return self.slots.cache
+
     @torch.no_grad()
     def evaluate(self, x: Tensor, window: Window) -> Tensor:
+        check_unclaimed(self.slots.cache)
         before, start, last = self.prompt.shape[1], window.positions.start, window.positions[-1]
-        changed = before + min(window.changed, start - 1)  # the first column to be read, if it is there at all
+        changed = before + min(window.changed_from, start - 1)  # the first column to be read, if it is there at all
         if self.slots.aligned and not self.slots.records:
             if not self.slots.filled and before > 1:  # while nothing is recorded a long prompt takes less memory
                 self._forward(x, 0, before - 1, 1)
@@ -214,7 +230,7 @@ class CausalLM(TriangularSystem):
         drafts = window.take(x)
         guessed = window.take(self.guessed) if self.choice.couples else None
         tokens = self.choice(self.scores, drafts, guessed, positions, self.rows)
-        if self.near:
+        if self.tie_tolerance:
             self._verify(x, drafts, tokens, positions)
         if guessed is not None:
             window.put(self.guessed, torch.zeros_like(guessed))
@@ -258,7 +274,7 @@ class CausalLM(TriangularSystem):
     def _verify(self, x: Tensor, drafts: Tensor, tokens: Tensor, positions: Tensor) -> None:
         """Choose again where the two best scores nearly tie, by a forward of one token, the last of such positions first."""
         best = self.scores.topk(2, -1).values
-        close = ((best[..., 0] - best[..., 1]) <= self.near * best.abs().amax(-1)).any(0)
+        close = ((best[..., 0] - best[..., 1]) <= self.tie_tolerance * best.abs().amax(-1)).any(0)
         final = torch.cat([torch.ones_like(drafts[:, :1]), (drafts == tokens)[:, :-1]], 1).cumprod(1).bool().any(0)
         again = (close & final).nonzero()[:, 0].tolist() if tokens.shape[1] > 1 else []
         for index in reversed(again):

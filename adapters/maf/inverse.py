@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from parallel_decode._adjoint import attach
 from parallel_decode.adapters.maf.order import Order, generations
-from parallel_decode.adapters.maf.system import MaskedSystem, Sweep, Sweeps
-from parallel_decode.adjoint import attach
+from parallel_decode.adapters.maf.system import MaskedSystem, NotFinite, Sweep, Sweeps
 from parallel_decode.schedules import Jacobi
 from parallel_decode.solution import Solution
 from parallel_decode.solver import solve
@@ -57,13 +57,13 @@ class Parallel(nn.Module):
         return self.last_order[1]
 
     def invert(
-        self, sweep: Sweep, fewer: Callable[[Tensor], Sweep], y: Tensor, context: Tensor | None, passes: int
+        self, sweep: Sweep, of_rows: Callable[[Tensor], Sweep], y: Tensor, context: Tensor | None, passes: int
     ) -> tuple[Tensor, bool]:
         """x (B, D) of y (B, D), with a gradient if anything that it comes from asks for one.
 
         Args:
             sweep: parameters and inverse of all features, from x (B, D).
-            fewer: the same for some rows.
+            of_rows: the same for some rows, from their indices.
             y: what to invert.
             context: that of y, or None.
             passes: what the library's own inverse takes.
@@ -71,25 +71,27 @@ class Parallel(nn.Module):
         Returns:
             x, and whether the last call of `sweep` was the one that found it.
         """
-        tol = self.options.tol
+        tol, swept = self.options.tol, False
         with torch.no_grad():
-            if tol == 0 or y.numel() < MANY:
-                # Sweeps that freeze nothing cost the least, and are the library's own: once two are equal, all further ones would be.
-                solution = solve(Sweeps(sweep, y, passes), Jacobi(freeze=False), tol=tol)
-                x = solution.value.view(y.shape)
-                rest = [row for row, status in enumerate(solution.status) if not status.succeeded]
-            else:
-                x, rest = torch.empty_like(y), list(range(len(y)))
-            if rest:  # what freezes lets rows that are done leave, and keeps 0 * inf of a tail from what is before it
-                order, rows = self.order(), torch.tensor(rest, device=y.device)
-                select = (lambda some: fewer(rows[some])) if tol > 0 else None
-                solution = solve(MaskedSystem(fewer(rows), y[rows], order, select), Jacobi(), tol=tol)
-                x[rows] = order.original(solution.value)
+            rows_leave = tol > 0 and y.numel() >= MANY
+            guess = torch.zeros_like(y)
+            if not rows_leave:
+                try:  # sweeps in the library's own order cost the least
+                    solution, swept = solve(Sweeps(sweep, y, passes), Jacobi(freeze=False), tol=tol), True
+                    x = solution.value.view(y.shape)
+                except NotFinite as overflow:
+                    guess = overflow.x
+            if not swept:
+                order = self.order()
+                system = MaskedSystem(sweep, y, order, of_rows if tol > 0 else None)
+                solution = solve(system, Jacobi(freeze=rows_leave), tol=tol, initial=order.positions(guess))
+                x = order.original(solution.value)
         self.last_solution = solution
         if not self.needs_gradient(y, context):
-            return x, not rest
+            return x, swept
         order = self.order()
-        return order.original(attach(MaskedSystem(sweep, y, order), order.positions(x))), False
+        system = MaskedSystem(sweep, y, order)
+        return order.original(attach(system, order.positions(x), exact=tol == 0)), False
 
     def needs_gradient(self, *inputs: Tensor | None) -> bool:
         """Whether gradients are enabled, and one of these or of the parameters wants one."""

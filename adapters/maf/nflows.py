@@ -85,12 +85,12 @@ class ParallelNflows(Parallel):
             outputs, last = inverse(known(x), inputs)
             return outputs
 
-        def fewer(rows: Tensor) -> Sweep:
+        def of_rows(rows: Tensor) -> Sweep:
             y = inputs[rows]
             network = _network(transform.autoregressive_net, None if context is None else context[rows], apart)
             return lambda x: inverse(network(x), y)[0]
 
-        x, found = self.invert(sweep, fewer, inputs, context, features)
+        x, found = self.invert(sweep, of_rows, inputs, context, features)
         if not found or last is None:
             return x, transform._elementwise_inverse(inputs, transform.autoregressive_net(x, context))[1]
         return x, last if scale is None else -last.log().sum(1)

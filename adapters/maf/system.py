@@ -9,13 +9,25 @@ import torch
 from torch import Tensor
 
 from parallel_decode.adapters.maf.order import Order
-from parallel_decode.system import TriangularSystem, Window
+from parallel_decode.system import TriangularSystem
+from parallel_decode.window import Window
 
 Sweep = Callable[[Tensor], Tensor]  # x (B, D) to the inverse under the parameters that x gives, (B, D)
 
 
+class NotFinite(Exception):
+    """A sweep gave values that are not finite.
+
+    Attributes:
+        x: the iterate before it, shape (B, D).
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+
 class Sweeps(TriangularSystem):
-    """x = inverse(y; parameters(x)), for schedules that sweep over everything and so need not know the features' order.
+    """x = inverse(y; parameters(x)), for sweeps over everything, which need not know the features' order.
 
     Args:
         sweep: one call of the library's own network on all features.
@@ -36,7 +48,18 @@ class Sweeps(TriangularSystem):
         return self.like.new_zeros(self.shape)  # the libraries' own first guess
 
     def evaluate(self, x: Tensor, window: Window) -> Tensor:
-        return self.sweep(x.view(self.like.shape)).view(self.shape)
+        """f everywhere.
+
+        Raises:
+            NotFinite: the solver asks for single positions, as it does where a value is not finite: that takes an order.
+        """
+        flat = x.view(self.like.shape)
+        if len(window.positions) < self.length:
+            raise NotFinite(flat)
+        return self.sweep(flat).view(self.shape)
+
+    def resource(self) -> None:
+        return None
 
 
 class MaskedSystem(TriangularSystem):
@@ -45,13 +68,13 @@ class MaskedSystem(TriangularSystem):
     Args:
         sweep, like: as above.
         order: of the features.
-        fewer: a sweep for some rows alone, from rows (fewer,); None where rows cannot leave.
+        of_rows: the sweep of some rows alone, from their indices; None where rows cannot leave.
     """
 
     def __init__(
-        self, sweep: Sweep, like: Tensor, order: Order, fewer: Callable[[Tensor], Sweep] | None = None
+        self, sweep: Sweep, like: Tensor, order: Order, of_rows: Callable[[Tensor], Sweep] | None = None
     ) -> None:
-        self.sweep, self.like, self.order, self.fewer = sweep, like, order, fewer
+        self.sweep, self.like, self.order, self.of_rows = sweep, like, order, of_rows
 
     @property
     def length(self) -> int:
@@ -64,10 +87,13 @@ class MaskedSystem(TriangularSystem):
         if not torch.is_grad_enabled():
             x = x.clone()
             x[:, window.positions[-1] :] = 0  # not needed, and 0 * inf inside the network would spoil what is
-        return self.order.positions(self.sweep(self.order.original(x)))[:, window.at]
+        return self.order.positions(self.sweep(self.order.original(x)))[:, window.slice]
 
     def select(self, rows: Tensor) -> "MaskedSystem | None":
-        if self.fewer is None:
+        if self.of_rows is None:
             return None
-        fewer = self.fewer
-        return MaskedSystem(fewer(rows), self.like[rows], self.order, lambda some: fewer(rows[some]))
+        of_rows = self.of_rows
+        return MaskedSystem(of_rows(rows), self.like[rows], self.order, lambda some: of_rows(rows[some]))
+
+    def resource(self) -> None:
+        return None

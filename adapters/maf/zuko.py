@@ -68,11 +68,11 @@ class _Transform(AutoregressiveTransform):  # type: ignore[misc]
             network = None if torch.is_grad_enabled() else known
             return _inverse(lazy, network, c, x.view(y.shape), y).reshape(x.shape)
 
-        def fewer(rows: Tensor) -> Sweep:
+        def of_rows(rows: Tensor) -> Sweep:
             some, values = None if c is None else c.reshape(-1, c.shape[-1])[rows], flat[rows]
             return lambda x: _inverse(lazy, known, some, x, values)
 
-        x, _ = lazy.invert(sweep, fewer, flat, c, self.passes)
+        x, _ = lazy.invert(sweep, of_rows, flat, c, self.passes)
         return x.view(y.shape)  # type: ignore[no-any-return]
 
 

@@ -18,10 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from parallel_decode._claims import check_unclaimed
 from parallel_decode.adapters.tarflow.graphs import Graphs
 from parallel_decode.adapters.tarflow.model import HEAD_DIM, AttentionBlock, MetaBlock
 from parallel_decode.adapters.tarflow.storage import Cache, Storage
-from parallel_decode.system import LayeredSystem, TriangularSystem, Window
+from parallel_decode.system import LayeredSystem, TriangularSystem
+from parallel_decode.window import Window
 
 if TYPE_CHECKING:
     from parallel_decode.adapters.tarflow.flow import TarFlow
@@ -171,6 +173,11 @@ class Network:
         a, b = out.chunk(2, dim=2) if self.nvp else (torch.zeros_like(out), out)
         return a, b
 
+    def tensors(self) -> list[Tensor]:
+        """All weights."""
+        parts = [part for layer in self.layers for part in layer] + [self.proj_in, self.proj_out]
+        return [self.pos_embed, *(tensor for part in parts for tensor in (part.weight, part.bias))]
+
     def select(self, rows: Tensor) -> "Network":
         """The same for some rows of the batch."""
         fewer = copy.copy(self)
@@ -218,7 +225,7 @@ class _Read:
         """z exp(a) + b at the window's positions, shape (B, W, D); z has shape (B, L, D)."""
         if self.window.positions[0] == 0:
             a, b = (F.pad(s, (0, 0, 1, 0)) for s in (a, b))
-        return torch.addcmul(b, z[:, self.window.at], a.exp())
+        return torch.addcmul(b, z[:, self.window.slice], a.exp())
 
 
 class _RaggedRead:
@@ -297,9 +304,14 @@ class BlockSystem(TriangularSystem):
         return self.z.shape[1]
 
     def initial(self) -> Tensor:
+        self.network = None  # a solve begins: the weights may have changed since the last one
         return self.z
 
+    def resource(self) -> Storage:
+        return self.storage
+
     def evaluate(self, x: Tensor, window: Window) -> Tensor:
+        check_unclaimed(self.storage)
         if self.length == 1 or (window.positions[-1] == 0 and window.shift is None):
             return self.z[:, :1]  # the first position depends on nothing
         device, dtype = x.device.type, self.dtype
@@ -337,7 +349,7 @@ class BlockSystem(TriangularSystem):
     def _decode(self, x: Tensor, window: Window, dtype: torch.dtype) -> Tensor:
         if self.network is None or self.network.dtype != dtype:
             self.network, self.storage.owner = self._load(dtype), None
-        network, copies, changed = self.network, 2 if self.guidance else 1, window.changed
+        network, copies, changed = self.network, 2 if self.guidance else 1, window.changed_from
         if self.storage.owner is not self:
             layers, channels = len(network.layers), network.pos_embed.shape[1]
             self.storage.claim(self, (layers, copies * len(x), self.length, 2 * channels), network.proj_in.weight)

@@ -18,7 +18,8 @@ from parallel_decode.adapters.tarflow import checkpoint
 from parallel_decode.adapters.tarflow.decoding import FlowSystem, Guidance
 from parallel_decode.adapters.tarflow.graphs import graphs_of
 from parallel_decode.adapters.tarflow.model import HEAD_DIM, MetaBlock
-from parallel_decode.schedules import Schedule, Selective
+from parallel_decode.schedules import Schedule
+from parallel_decode.selective import Selective
 from parallel_decode.solution import Solution
 from parallel_decode.solver import solve
 from parallel_decode.system import LayeredSystem

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from parallel_decode.adapters.tarflow.storage import Storage
-from parallel_decode.system import Window
+from parallel_decode.window import Window
 
 if TYPE_CHECKING:
     from parallel_decode.adapters.tarflow.decoding import Network
@@ -43,8 +43,11 @@ class Graphs:
         return self.kept[name].copy_(value)
 
     def keep_network(self, block: nn.Module, network: "Network") -> "Network":
-        """The network of a block that was kept first, with the condition and temperature of this one."""
+        """The network of a block that was kept first, with the weights, condition and temperature of this one."""
         kept = self.networks.setdefault(block, network)
+        for old, new in zip(kept.tensors(), network.tensors(), strict=True):
+            if old.data_ptr() != new.data_ptr():
+                old.copy_(new)
         for name in ("condition", "temp"):
             value = getattr(network, name)
             setattr(kept, name, None if value is None else self.keep((block, name), value))

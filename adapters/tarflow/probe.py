@@ -17,7 +17,8 @@ from parallel_decode.adapters.tarflow.flow import TarFlow
 from parallel_decode.adapters.tarflow.model import HEAD_DIM, MetaBlock, layer_norm
 from parallel_decode.schedules import Jacobi, Sliding
 from parallel_decode.solver import solve
-from parallel_decode.system import TriangularSystem, Window
+from parallel_decode.system import TriangularSystem
+from parallel_decode.window import Window
 
 
 @dataclass(frozen=True)

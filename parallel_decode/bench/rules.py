@@ -16,7 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from parallel_decode.system import LayeredSystem, TriangularSystem, Window
+from parallel_decode.system import LayeredSystem, TriangularSystem
+from parallel_decode.window import Window
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,8 @@ def sweep(system: TriangularSystem, rule: Rule) -> tuple[Tensor, int, int]:
             window = Window(segment, changed)
             new = system.evaluate(x, window)
             new = new if rule.clamp is None else new.clamp(-rule.clamp, rule.clamp)
-            change = rule.change(new, x[:, window.at])
-            x[:, window.at] = new
+            change = rule.change(new, x[:, window.slice])
+            x[:, window.slice] = new
             changed, sweeps, positions = segment.start, sweeps + 1, positions + len(segment)
             if change <= rule.threshold:
                 break

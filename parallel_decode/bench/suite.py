@@ -94,7 +94,7 @@ def schedules(length: int) -> dict[str, pd.Schedule | pd.Selective]:
     """
     named: dict[str, pd.Schedule | pd.Selective] = {
         BASELINE: pd.Sequential(),
-        "UJD (tau = 0.5)": pd.Jacobi(freeze=False, tol=0.5, start="zeros"),
+        "UJD (tau = 0.5)": pd.Jacobi(freeze=False, absolute=True, tol=0.5, start="zeros"),
         "UJD": pd.Jacobi(),
         "SeJD (tau = 0.5)": pd.Selective.sejd(),
         "SeJD": pd.Selective(),

@@ -1,4 +1,4 @@
-"""Exact gradients of a solution, by the adjoint system: triangular too, and solved by the same loop run backwards.
+"""Exact gradients of a solution, by the adjoint system: triangular too, and solved by the same loop run backwards (theorem 6).
 
 Shapes: B batch rows, L positions, *E the event.
 """
@@ -7,15 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from parallel_decode.loop import Loop
+from parallel_decode._claims import Claim
+from parallel_decode._iterate import iterate
+from parallel_decode._outcome import outcome
+from parallel_decode._tolerance import Tolerance
 from parallel_decode.schedules import Jacobi
-from parallel_decode.solution import Status
-from parallel_decode.system import TriangularSystem, Window
+from parallel_decode.system import TriangularSystem
+from parallel_decode.window import Window
 
 
-def attach(system: TriangularSystem, solution: Tensor) -> Tensor:
+def attach(system: TriangularSystem, solution: Tensor, exact: bool = False) -> Tensor:
     """A solution as a differentiable function of what the system was made from.
 
     The system is evaluated once, with gradients; the memory is that of one pass, whatever the passes were.
@@ -23,10 +25,11 @@ def attach(system: TriangularSystem, solution: Tensor) -> Tensor:
     Args:
         system: with an `evaluate` that can be differentiated.
         solution: of the system, shape (B, L, *E), floating.
+        exact: sweep until nothing changes to the last bit; else until no position changes by more than 4 machine epsilons of itself.
 
     Returns:
-        The same values. Its backward pass solves v = g + J^T v, the adjoint of x = f(x), and hands v to f. (It can be
-        differentiated once: a second time is an error of PyTorch's that says so.)
+        The same values. Its backward pass solves v = g + J^T v, the adjoint of x = f(x), and hands v to f. A backward pass that
+        is itself to be differentiated (`create_graph=True`) raises a RuntimeError.
 
     Raises:
         TypeError: the system is not of floats.
@@ -45,32 +48,33 @@ def attach(system: TriangularSystem, solution: Tensor) -> Tensor:
         raise ValueError(
             f"{type(system).__name__}.evaluate returned what has no gradient: differentiable=True needs an evaluate without no_grad"
         )
-    return _Attached.apply(y, x, solution)  # type: ignore[no-any-return, no-untyped-call]
+    return _Attached.apply(y, x, solution, exact)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Attached(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, solution: Tensor) -> Tensor:
+    def forward(ctx: Any, y: Tensor, x: Tensor, solution: Tensor, exact: bool) -> Tensor:
         ctx.save_for_backward(y, x)
+        ctx.exact = exact
         return solution.view_as(solution)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "a solution cannot be differentiated twice, and create_graph=True asks for a gradient that can be differentiated "
+                "again (hessian and gradient penalties do): leave it out, or differentiate sequential decoding itself"
+            )
+        if not grad.numel():
+            return grad, None, None, None
         y, x = ctx.saved_tensors
-        size = (
-            grad.flatten(1).abs().amax(1).view(-1, *(1,) * (grad.dim() - 1))
-        )  # the tolerance is relative to each row's own
-        size = torch.where(size > 0, size, 1)
-        adjoint, tol = Adjoint(y, x, grad / size), 4 * torch.finfo(grad.dtype).eps
-        for freeze in (False, True):  # sweeps that freeze nothing cost less, the others keep 0 * inf apart
-            loop = Loop(adjoint, Jacobi(freeze=freeze), tol, None)
-            while loop.least < loop.length:
-                loop.step()
-            v, status, _ = loop.result(verify=False)
-            if Status.NON_FINITE not in status:
-                break
-        return v.flip(1) * size, None, None
+        # Relative to each position of its own: a slope may make a small one large.
+        tol = Tolerance(0.0 if ctx.exact else 4 * torch.finfo(grad.dtype).eps, absolute=False)
+        adjoint = Adjoint(y, x, grad)
+        guess = torch.where(adjoint.grad.isfinite(), adjoint.grad, 0).contiguous()
+        run = iterate(adjoint, Jacobi(freeze=False), tol, guess, Claim(None))
+        v, _ = outcome(run, tol, deterministic=True)
+        return v.flip(1), None, None, None
 
 
 class Adjoint(TriangularSystem):
@@ -96,4 +100,7 @@ class Adjoint(TriangularSystem):
         v = x.clone()
         v[:, window.positions[-1] :] = 0  # not needed, and 0 * inf inside the graph would spoil what is
         (product,) = torch.autograd.grad(self.y, self.x, v.flip(1), retain_graph=True, allow_unused=True)
-        return (self.grad if product is None else self.grad + product.flip(1))[:, window.at]
+        return (self.grad if product is None else self.grad + product.flip(1))[:, window.slice]
+
+    def resource(self) -> None:
+        return None

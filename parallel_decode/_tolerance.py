@@ -1,0 +1,95 @@
+"""When a position counts as settled: one rule for all schedules.
+
+Shapes: B batch rows, W positions of a window, *E the event.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Tolerance(NamedTuple):
+    """A position is settled once max|new - old| <= tol (1 + max|old|), the maxima over its event; at tol = 0 once its bits are equal.
+
+    Attributes:
+        tol: finite, not negative.
+        absolute, relative: False leaves out the 1, or the max|old|. (The paper's UJD is absolute alone, the adjoint relative alone.)
+    """
+
+    tol: float
+    absolute: bool = True
+    relative: bool = True
+
+    @classmethod
+    def of(cls, tol: float | None, dtype: torch.dtype, absolute_alone: bool = False) -> "Tolerance":
+        """The tolerance that was asked for; None stands for eps^(2/3) of floats, and for equality of integers."""
+        if not dtype.is_floating_point:
+            if tol:
+                raise ValueError(f"tol is {tol} for {dtype} values, which are equal or not: leave it out, or pass 0")
+            return cls(0.0)
+        return cls(torch.finfo(dtype).eps ** (2 / 3) if tol is None else float(tol), relative=not absolute_alone)
+
+    def compare(self, new: Tensor, old: Tensor) -> tuple[Tensor, Tensor]:
+        """How far each position moved, and whether it is settled: both (B, W)."""
+        if not new.is_floating_point():
+            moved = event_any(new != old)
+            return moved.float(), ~moved
+        change = event_max((new - old).abs_())
+        if self.tol == 0:
+            return change, ~event_any(bits(new) != bits(old))
+        return change, change <= self.allowed(old)
+
+    def allowed(self, old: Tensor) -> Tensor | float:
+        """How far a position may move and count as settled: (B, W), or one number for all."""
+        if not self.relative:
+            return self.tol
+        scaled = event_max(old.abs()) * self.tol
+        return scaled.add_(self.tol) if self.absolute else scaled
+
+    def all_settled(self, new: Tensor, old: Tensor) -> tuple[bool, bool, float]:
+        """Of all positions together: whether all are settled, whether all new values are finite, and the largest change
+        where the rule needs it (it is absolute alone), else NaN."""
+        nan = float("nan")
+        if self.tol == 0:
+            return torch.equal(bits(new), bits(old)), all_finite(new), nan
+        change = event_max((new - old).abs_())
+        if not self.relative:
+            largest = change.max().item()
+            return largest <= self.tol, all_finite(new), largest
+        return bool((change <= self.allowed(old)).all()), all_finite(new), nan
+
+
+def bits(x: Tensor) -> Tensor:
+    """Floats as integers: -0.0 differs from 0.0, and NaN equals itself."""
+    return x.view(_INTEGERS[x.element_size()]) if x.is_floating_point() else x
+
+
+def all_finite(x: Tensor) -> bool:
+    """Whether no value is infinite or NaN."""
+    if not x.is_floating_point():
+        return True
+    total = x.sum().item()  # cheap; it is not finite if some value is not, or if it overflows
+    return total - total == 0 or bool(x.isfinite().all())
+
+
+def event_max(x: Tensor) -> Tensor:
+    """(B, W, *E) to (B, W)."""
+    return x.flatten(2).amax(2) if x.dim() > 2 else x
+
+
+def event_any(x: Tensor) -> Tensor:
+    """(B, W, *E) to (B, W)."""
+    return x.flatten(2).any(2) if x.dim() > 2 else x
+
+
+def event_finite(x: Tensor) -> Tensor:
+    """(B, W, *E) to (B, W)."""
+    return ~event_any(~x.isfinite())
+
+
+def like(mask: Tensor, x: Tensor) -> Tensor:
+    """A mask (B, W) that broadcasts over x (B, W, *E)."""
+    return mask.view(mask.shape + (1,) * (x.dim() - 2))
