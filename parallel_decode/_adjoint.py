@@ -11,7 +11,7 @@ from torch import Tensor
 from parallel_decode._claims import Claim
 from parallel_decode._iterate import iterate
 from parallel_decode._outcome import outcome
-from parallel_decode._tolerance import Tolerance
+from parallel_decode._tolerance import Tolerance, event_max
 from parallel_decode.schedules import Jacobi
 from parallel_decode.system import TriangularSystem
 from parallel_decode.window import Window
@@ -25,7 +25,8 @@ def attach(system: TriangularSystem, solution: Tensor, exact: bool = False) -> T
     Args:
         system: with an `evaluate` that can be differentiated.
         solution: of the system, shape (B, L, *E), floating.
-        exact: sweep until nothing changes to the last bit; else until no position changes by more than 4 machine epsilons of itself.
+        exact: sweep until nothing changes to the last bit; else until no position v_l changes by more than 4 machine
+            epsilons of |g_l| + |v_l|.
 
     Returns:
         The same values. Its backward pass solves v = g + J^T v, the adjoint of x = f(x), and hands v to f. A backward pass that
@@ -41,7 +42,7 @@ def attach(system: TriangularSystem, solution: Tensor, exact: bool = False) -> T
         )
     with torch.enable_grad():
         x = solution.detach().requires_grad_()
-        y = system.evaluate(x, Window.full(system.length)) if solution.numel() else x * 1
+        y = system.evaluate(x, Window.full(system.length)) if system.length else x * 1
     if not y.requires_grad:
         if system.length < 2:  # nothing depends on anything
             return solution
@@ -68,9 +69,9 @@ class _Attached(torch.autograd.Function):
         if not grad.numel():
             return grad, None, None, None
         y, x = ctx.saved_tensors
-        # Relative to each position of its own: a slope may make a small one large.
-        tol = Tolerance(0.0 if ctx.exact else 4 * torch.finfo(grad.dtype).eps, absolute=False)
         adjoint = Adjoint(y, x, grad)
+        # Relative to each position, not to the largest: slopes may make small ones large.
+        tol = Tolerance(0.0 if ctx.exact else 4 * torch.finfo(grad.dtype).eps, unit=event_max(adjoint.grad.abs()))
         guess = torch.where(adjoint.grad.isfinite(), adjoint.grad, 0).contiguous()
         run = iterate(adjoint, Jacobi(freeze=False), tol, guess, Claim(None))
         v, _ = outcome(run, tol, deterministic=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from parallel_decode._acceptance import Acceptance, Accepted
 from parallel_decode._fronts import Fronts
-from parallel_decode._tolerance import Tolerance, event_finite, like
+from parallel_decode._tolerance import Tolerance, event_all, like
 from parallel_decode.window import Window
 
 
@@ -52,7 +52,7 @@ def guard(
         evaluate: f at the positions of a window, for the present x.
     """
     new = fronts.hold(new, old, window)
-    usable = event_finite(new)
+    usable = event_all(new.isfinite())
     new = torch.where(like(usable, new), new, old)
     accepted = acceptance.accept(window, new, old, fronts, tol, usable)._replace(finite=False)
     here = fronts.device
@@ -64,7 +64,7 @@ def guard(
     x[stuck[:, None] & (torch.arange(fronts.length, device=x.device) >= here[:, None])] = 0
     shift = None if window.shift is None else here.clamp(max=fronts.length - 1) - fronts.min
     alone = evaluate(Window(range(fronts.min, fronts.min + 1), window.changed_from, shift))
-    finite = event_finite(alone)[:, 0]
+    finite = event_all(alone.isfinite())[:, 0]
     new[stuck] = window.take(x)[stuck]
     offset = here - window.start
     mended = stuck & finite

@@ -80,7 +80,8 @@ class Run:
         self.ended: dict[int, tuple[int, Tensor]] = {}
         self.window = Window(range(0), 0)
         self._options, self._claim = options, claim
-        self._acceptance: Acceptance = Prefix() if options.schedule.freezes else Whole()
+        # What draws anew would change final values, were it not to freeze them.
+        self._acceptance: Acceptance = Prefix() if options.schedule.freezes or not system.deterministic else Whole()
         self._memory: tuple[Tensor, ...] | None = None  # the correction's
         self._changed_from: Tensor | int = 0  # of each row, on the host, where rows have windows of their own
 

@@ -8,7 +8,7 @@ import math
 from torch import Tensor
 
 from parallel_decode._iterate import Run
-from parallel_decode._tolerance import Tolerance, all_finite, event_finite
+from parallel_decode._tolerance import Tolerance, all_finite, event_all
 from parallel_decode.solution import Status
 
 
@@ -23,7 +23,7 @@ def outcome(run: Run, tol: Tolerance, deterministic: bool) -> tuple[Tensor, list
     if run.fronts.min == length and not run.ended and all_finite(x):
         return x, [good] * batch
     fronts = run.fronts.host if run.rows.index is None else run.rows.spread(run.fronts.host, length)
-    finite = event_finite(x)
+    finite = event_all(x.isfinite())
     after = (~finite).cumsum(1) > ~finite  # everything after a row's first non-finite position
     if x.is_floating_point() and bool(after.any()):
         x[after] = math.nan

@@ -16,11 +16,12 @@ class Tolerance(NamedTuple):
 
     Attributes:
         tol: finite, not negative.
-        absolute, relative: False leaves out the 1, or the max|old|. (The paper's UJD is absolute alone, the adjoint relative alone.)
+        unit: in place of the 1; shape (B, L) where it differs between positions, for windows over everything alone.
+        relative: False leaves out the max|old|, as the paper's UJD does.
     """
 
     tol: float
-    absolute: bool = True
+    unit: float | Tensor = 1.0
     relative: bool = True
 
     @classmethod
@@ -45,9 +46,8 @@ class Tolerance(NamedTuple):
     def allowed(self, old: Tensor) -> Tensor | float:
         """How far a position may move and count as settled: (B, W), or one number for all."""
         if not self.relative:
-            return self.tol
-        scaled = event_max(old.abs()) * self.tol
-        return scaled.add_(self.tol) if self.absolute else scaled
+            return self.tol * self.unit
+        return (event_max(old.abs()) + self.unit).mul_(self.tol)
 
     def all_settled(self, new: Tensor, old: Tensor) -> tuple[bool, bool, float]:
         """Of all positions together: whether all are settled, whether all new values are finite, and the largest change
@@ -85,9 +85,9 @@ def event_any(x: Tensor) -> Tensor:
     return x.flatten(2).any(2) if x.dim() > 2 else x
 
 
-def event_finite(x: Tensor) -> Tensor:
+def event_all(x: Tensor) -> Tensor:
     """(B, W, *E) to (B, W)."""
-    return ~event_any(~x.isfinite())
+    return x.flatten(2).all(2) if x.dim() > 2 else x
 
 
 def like(mask: Tensor, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from parallel_decode._claims import Claim
-from parallel_decode._tolerance import event_any, event_max
+from parallel_decode._tolerance import event_all, event_any, event_max
 from parallel_decode.system import TriangularSystem
 from parallel_decode.window import Window
 
@@ -21,11 +21,14 @@ def verified(system: TriangularSystem, x: Tensor, claim: Claim) -> tuple[Tensor,
         return torch.zeros(x.shape[:2], dtype=torch.float64), None if system.lipschitz is None else torch.zeros(
             x.shape[:2]
         )
+    finite = x.isfinite()
+    x = x.where(finite, torch.zeros_like(x))  # what is not would spoil what is before it
     again = claim.evaluate(system, x, Window.full(system.length))
     wide = x.dtype if x.is_floating_point() else torch.float64
     residual = event_max((again.to(wide) - x.to(wide)).abs())
     if not x.is_floating_point():  # large integers may be equal as floats
         residual = torch.where(event_any(again != x), residual.clamp(min=1), residual)
+    residual[~event_all(finite)] = torch.nan
     if system.lipschitz is None:
         return residual, None
     constants = system.lipschitz.to(residual.device, torch.float64)

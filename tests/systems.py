@@ -32,6 +32,7 @@ SCHEDULES = (
     pd.Auto(),
 )
 theorem = settings(max_examples=200, deadline=None, derandomize=True)
+sampled = settings(max_examples=60, deadline=None, derandomize=True)
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 KINDS = ("linear", "tanh", "event", "integer", "sparse", "badly scaled")
 
@@ -204,4 +205,98 @@ class RandomCorrection(pd.Correction):
         new = x.clone()
         for column, position in enumerate(window.positions):
             new[:, position] = fx[:, column] + (g(new, position) - g(x, position))
-        return new[:, window.slice], (memory or 0) + 1
+        passes = torch.zeros(len(x)) if memory is None else memory[0]
+        return new[:, window.slice], (passes + 1,)
+
+
+class Hooked(Rows):
+    """Rows that use their turn after every pass: they end after a value that is an `end`, hold back at random, and guess at random.
+
+    Attributes:
+        ended: where each of the first rows ended; L as long as it has not.
+        turns: how many passes there were.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        seed: int = 0,
+        *,
+        ends: bool = True,
+        holds: bool = True,
+        guesses: bool = True,
+        like: "Hooked | None" = None,
+        rows: Tensor | None = None,
+    ) -> None:
+        super().__init__(problem.f, problem.guess, rows, None if like is None else like.sizes)
+        self.problem, self.options = problem, {"ends": ends, "holds": holds, "guesses": guesses}
+        batch, length = problem.guess.shape[:2]
+        self.random: torch.Generator = like.random if like else torch.Generator().manual_seed(seed)
+        self.seen: Tensor = like.seen if like else torch.zeros(batch, dtype=torch.long)
+        self.ended: Tensor = like.ended if like else torch.full((batch,), length)
+
+    def initial(self) -> Tensor:
+        self.seen.zero_()
+        self.ended.fill_(self.length)
+        return super().initial()
+
+    def is_end(self, values: Tensor) -> Tensor:
+        """Which values, shape (n, *E), end a row."""
+        values = values.flatten(1).sum(1)
+        return values % 11 == 3 if self.problem.kind == "integer" else (values > 1.5) & (values < 2.5)
+
+    def pad(self, x: Tensor, row: int, position: int) -> None:
+        x[row, position:] = 7
+
+    def truth(self) -> Tensor:
+        x = self.problem.truth()
+        for row in range(len(x) if self.options["ends"] else 0):
+            ends = self.is_end(x[row].unsqueeze(-1)).nonzero()
+            if len(ends):
+                self.pad(x, row, int(ends[0]) + 1)
+        return x
+
+    def after_pass(self, x: Tensor, fronts: Tensor) -> Tensor:
+        before = self.seen[self.rows]
+        slowest = int(before.min())
+        for row, number in enumerate(self.rows.tolist()):
+            front = int(fronts[row])
+            if int(self.ended[number]) < self.length:
+                continue
+            if self.options["holds"] and self._draw(3) == 0:
+                front = max(int(before[row]), slowest + 1, front - self._draw(3))
+            new = x[row, int(before[row]) : front].unsqueeze(-1)
+            ends = self.is_end(new).nonzero() if self.options["ends"] and len(new) else new[:0]
+            if len(ends):
+                self.ended[number] = int(before[row]) + int(ends[0]) + 1
+                self.pad(x, row, int(self.ended[number]))
+                front = self.length
+            elif self.options["guesses"] and self._draw(2) == 0 and front < self.length:
+                start = front + self._draw(self.length - front)
+                tail = x[row, start:]
+                noise = torch.randn(tail.shape, generator=self.random, dtype=torch.float64) * 3
+                x[row, start:] = noise.to(x.dtype) if x.is_floating_point() else noise.abs().to(x.dtype) % 11
+            fronts[row] = front
+        self.seen[self.rows] = fronts
+        return fronts
+
+    def _draw(self, below: int) -> int:
+        return int(torch.randint(0, below, (), generator=self.random))
+
+    def select(self, rows: Tensor) -> "Hooked":
+        return Hooked(self.problem, like=self, rows=self.rows[rows], **self.options)
+
+
+def watch_finals(system: pd.TriangularSystem, schedule: pd.Schedule, **options: Any) -> pd.Solution:
+    """Solve, and see to it that fronts never go back and that what is final never changes."""
+    last: list[tuple[Tensor, Tensor]] = []
+
+    def look(p: pd.Pass) -> None:
+        for front, x in last:
+            assert bool((p.front >= front).all()), "a front went back"
+            final = torch.arange(x.shape[1]) < front[:, None]
+            assert torch.equal(p.x[final], x[final]), "a final value changed"
+        assert int(p.front.min()) >= p.number
+        last[:] = [(p.front.clone(), p.x.clone())]
+
+    return pd.solve(system, schedule, callback=look, **options)

@@ -16,6 +16,8 @@ import parallel_decode as pd
 from parallel_decode.adapters import causal_lm
 from parallel_decode.adapters.causal_lm import Adaptive, CausalLM, Gumbel, NGram, Repeat, cache, parallel_generate
 from parallel_decode.adapters.causal_lm.cache import Slots
+from parallel_decode.adapters.causal_lm.choices import Choice, Maximal, Speculative
+from parallel_decode.adapters.causal_lm.generate import _Generation
 from parallel_decode.schedules import Schedule
 from parallel_decode.testing import check_system
 
@@ -94,6 +96,13 @@ CASES: dict[str, dict[str, Any]] = {
         "output_logits": True,
         "eos_token_id": [3, 4, 5, 6],
     },
+    "scores, and a criterion": {
+        "return_dict_in_generate": True,
+        "output_scores": True,
+        "output_logits": True,
+        "eos_token_id": [3, 4],
+        "stopping_criteria": [Third()],
+    },
 }
 HOW: dict[str, dict[str, Any]] = {
     "greedy": {"do_sample": False},
@@ -124,6 +133,7 @@ def test_the_tokens_are_those_of_generate(name: str, case: str, batch: int, how:
         {"schedule": Alternating()},
         {"schedule": "jacobi-gs"},
         {"schedule": pd.Sliding(6), "guess": "last"},
+        {"schedule": pd.Jacobi(freeze=False)},
         {"schedule": pd.Sliding(5, per_row=True), "guess": "n-gram"},
     ):
         expected, found = both(model, options, **own)
@@ -157,6 +167,55 @@ def test_it_is_a_system_like_others(name: str) -> None:
     expected = model.generate(**inputs, do_sample=False, max_new_tokens=10, pad_token_id=PAD)[:, 12:]
     for schedule in ("sequential", "sliding", "jacobi", "jacobi-gs", "auto", Adaptive()):
         assert torch.equal(pd.solve(system, schedule).value, expected)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("criteria", [False, True])
+@pytest.mark.parametrize("sampled", [False, True])
+@pytest.mark.parametrize("name", ["Llama", "Mistral"])
+def test_the_system_inside_generate_is_one_like_others(name: str, sampled: bool, criteria: bool, whole: bool) -> None:
+    inputs = prompts(3)
+    ends: list[Any] = [transformers.EosTokenCriteria(eos_token_id=[3, 4, 5, 6])]
+    system = _Generation(
+        make(name).double(),
+        inputs["input_ids"],
+        12,
+        attention_mask=inputs["attention_mask"],
+        choice=Gumbel(3, torch.device("cpu")) if sampled else None,
+        guess=NGram(),
+        ends=[*ends, Third()] if criteria else ends,
+        pad=PAD,
+        keep=(whole, False),
+        whole=whole,
+        stream=None,
+    )
+    points = torch.randint(2, V, (3, 12), generator=torch.Generator().manual_seed(2))
+    check_system(system, points=points)
+    pd.solve(system, pd.Sliding(4))
+    assert int(system.lengths.max()) <= 12 and int(system.lengths.min()) < 12, "no row ended: nothing was tried"
+
+
+@pytest.mark.parametrize("choice", [Maximal, Speculative])
+def test_couplings_keep_the_promises_of_what_draws_anew(choice: type[Choice]) -> None:
+    inputs = prompts(3)
+    check_system(
+        CausalLM(make("Llama"), inputs["input_ids"], 12, attention_mask=inputs["attention_mask"], choice=choice())
+    )
+
+
+def test_text_ends_where_generate_ends_it_also_in_sweeps_over_everything() -> None:
+    model, inputs = make("Llama"), prompts(3)
+    options = {
+        **inputs,
+        "eos_token_id": list(range(1, 14)),
+        "do_sample": False,
+        "max_new_tokens": 60,
+        "pad_token_id": PAD,
+    }
+    expected = model.generate(**options)
+    assert expected.shape[1] < 72
+    for schedule in (pd.Jacobi(freeze=False), pd.Jacobi(), "jacobi-gs"):
+        assert torch.equal(model.generate(**options, custom_generate=parallel_generate, schedule=schedule), expected)
 
 
 def test_a_sampled_text_is_a_solution_in_every_schedule() -> None:

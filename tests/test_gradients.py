@@ -1,18 +1,21 @@
 """Gradients through `solve`: theorem 6, and the flows."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import zuko
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 import parallel_decode as pd
 from parallel_decode._adjoint import Adjoint
+from parallel_decode.adapters.maf import parallel
 from parallel_decode.adapters.tarflow import TarFlow, digits
 from parallel_decode.testing import check_system
-from tests.systems import theorem
+from tests.systems import Chain, theorem
 
 SCHEDULES = ("sequential", "jacobi", "gs-jacobi", "jacobi-gs", "sliding", "auto")
 
@@ -91,11 +94,91 @@ def test_gradcheck() -> None:
     )
 
 
-def test_a_second_derivative_is_an_error_that_says_so() -> None:
-    weights, z = problem(0, 1, 4, 1, 1.0)
-    value = pd.solve(system(weights, z), differentiable=True).value
+def _penalty(value: Callable[[Tensor], Tensor], z: Tensor) -> None:
+    (grad,) = torch.autograd.grad(value(z).sum(), z, create_graph=True)
+    (value(z).sum() + grad.norm()).backward()
+
+
+SECOND_DERIVATIVES: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Any]] = {
+    "grad with create_graph": lambda value, z: torch.autograd.grad(value(z).sum(), z, create_graph=True),
+    "backward with create_graph": lambda value, z: value(z).sum().backward(create_graph=True),  # type: ignore[no-untyped-call]
+    "hessian": lambda value, z: torch.autograd.functional.hessian(lambda z: value(z).sum(), z),  # type: ignore[no-untyped-call]
+    "vectorised hessian": lambda value, z: torch.autograd.functional.hessian(
+        lambda z: value(z).sum(), z, vectorize=True
+    ),  # type: ignore[no-untyped-call]
+    "hvp": lambda value, z: torch.autograd.functional.hvp(lambda z: value(z).sum(), z, torch.ones_like(z)),  # type: ignore[no-untyped-call]
+    "vhp": lambda value, z: torch.autograd.functional.vhp(lambda z: value(z).sum(), z, torch.ones_like(z)),  # type: ignore[no-untyped-call]
+    "jacobian with create_graph": lambda value, z: torch.autograd.functional.jacobian(value, z, create_graph=True),  # type: ignore[no-untyped-call]
+    "gradgradcheck": lambda value, z: torch.autograd.gradgradcheck(value, (z,)),
+    "gradient penalty": _penalty,
+}
+
+
+def _solved(z: Tensor) -> Tensor:
+    weights, _ = problem(0, 1, 4, 1, 1.0)
+    return pd.solve(system(weights.detach(), z), tol=0, differentiable=True).value.pow(3)
+
+
+def _of_layers(z: Tensor) -> Tensor:
+    return pd.solve(Chain(z[..., 0]), tol=0, differentiable=True).value
+
+
+def _of_a_library(z: Tensor) -> Tensor:
+    torch.manual_seed(0)
+    fast = parallel(zuko.flows.MAF(4, transforms=1).double())
+    return fast().transform.inv(z[..., 0])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("value", [_solved, _of_layers, _of_a_library])
+@pytest.mark.parametrize("way", SECOND_DERIVATIVES)
+def test_a_second_derivative_is_an_error_that_says_so(way: str, value: Callable[[Tensor], Tensor]) -> None:
+    _, z = problem(0, 1, 4, 1, 1.0)
     with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
-        torch.autograd.grad(value.pow(3).sum(), z, create_graph=True)
+        SECOND_DERIVATIVES[way](value, z)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("slope", [1e3, 1e7, 1e12])
+def test_gradients_of_badly_scaled_systems(slope: float, dtype: torch.dtype) -> None:
+    """x_1 = slope z_0 ..., x_2 = x_1 / slope: 1 in the end, though in between the adjoint is far smaller than the gradient that comes in."""
+    slopes = torch.tensor([1.0, slope, 1 / slope, slope, 1 / slope, 1.0], dtype=dtype)
+    z = torch.zeros(1, 6, dtype=dtype, requires_grad=True)
+
+    def f(x: Tensor) -> Tensor:
+        return z + slopes * torch.nn.functional.pad(x, (1, -1))
+
+    expected = torch.cat([slopes[1:].flip(0).cumprod(0).flip(0), torch.ones(1, dtype=dtype)])
+    for tol in (None, 0.0):
+        value = pd.solve(pd.from_function(f, torch.zeros(1, 6, dtype=dtype)), tol=tol, differentiable=True).value
+        (grad,) = torch.autograd.grad(value[0, -1], z)
+        torch.testing.assert_close(grad[0], expected, rtol=1e-5, atol=0)
+
+
+@theorem
+@given(seed=st.integers(0, 2**20), length=st.integers(2, 12), tol=st.sampled_from([None, 0.0]))
+def test_gradients_where_scales_differ_from_position_to_position(seed: int, length: int, tol: float | None) -> None:
+    g = torch.Generator().manual_seed(seed)
+    scale = 10 ** (torch.rand(length, generator=g, dtype=torch.float64) * 16 - 8)
+    weights = torch.randn(1, length, length, generator=g, dtype=torch.float64).tril(-1) * scale[:, None] / scale
+    z = torch.randn(1, length, generator=g, dtype=torch.float64).requires_grad_()
+    made = pd.from_function(lambda x: z + (weights * x[:, None]).sum(2), torch.zeros(1, length, dtype=torch.float64))
+    value = pd.solve(made, "sequential", tol=tol, differentiable=True).value
+    out = int(torch.randint(0, length, (), generator=g))
+    (grad,) = torch.autograd.grad(value[0, out], z)
+    one = torch.eye(length, dtype=torch.float64)
+    expected, sizes = (  # the sizes are those of the sums without cancellation
+        torch.linalg.solve_triangular((one - w).T, one[:, out : out + 1], upper=True)[:, 0]
+        for w in (weights[0], weights[0].abs())
+    )
+    assert ((grad[0] - expected).abs() <= 1e-11 * sizes).all()
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (2, 0), (2, 4, 0), (0, 0)])
+def test_gradients_of_nothing(shape: tuple[int, ...]) -> None:
+    z = torch.zeros(shape, requires_grad=True)
+    value = pd.solve(pd.from_function(lambda x: z + x * 0, torch.zeros(shape)), differentiable=True).value
+    (grad,) = torch.autograd.grad(value.sum(), z, allow_unused=True)
+    assert grad is None if shape[1] == 0 else grad.shape == shape  # without positions f is not evaluated
 
 
 def test_a_graph_that_is_retained_can_be_used_again() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import parallel_decode as pd
 from parallel_decode.testing import check_system
-from tests.systems import KINDS, Rows, chain, problem
+from tests.systems import KINDS, Hooked, Rows, chain, problem
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -149,3 +149,90 @@ def test_rows_of_their_own_are_tried(kind: type[Rows], message: str) -> None:
     made = problem("tanh", 3, 17, 0)
     with pytest.raises(AssertionError, match=message):
         check_system(kind(made.f, made.guess))
+
+
+class SelectsOthersOfThoseThatStay(Rows):
+    """Right for rows that leave first, wrong for those that leave next."""
+
+    def select(self, rows: Tensor) -> Rows:
+        first = len(self.rows) == len(self.guess)
+        return type(self)(self.f, self.guess, self.rows[rows] if first else rows, self.sizes)
+
+
+def test_rows_that_leave_after_others_are_tried() -> None:
+    made = problem("tanh", 5, 17, 0)
+    with pytest.raises(AssertionError, match=r"select: rows \[3\] alone give something else .* of positions 11 to 17"):
+        check_system(SelectsOthersOfThoseThatStay(made.f, made.guess))
+
+
+# the turn after every pass
+
+
+def test_good_hooks_pass() -> None:
+    for seed in range(3):
+        check_system(Hooked(problem("tanh", 3, 17, seed), holds=False))
+        check_system(Hooked(problem("integer", 3, 17, seed), guesses=False, holds=False))
+
+
+class GoesBack(Rows):
+    def after_pass(self, x: Tensor, fronts: Tensor) -> Tensor:
+        return torch.where(fronts > 9, 5, fronts)
+
+
+class GoesAhead(Rows):
+    def after_pass(self, x: Tensor, fronts: Tensor) -> Tensor:
+        return (fronts + 1).clamp(max=self.length - 1)
+
+
+class WritesToWhatIsFinal(Rows):
+    def after_pass(self, x: Tensor, fronts: Tensor) -> Tensor:
+        if int(fronts.min()) == 6:
+            x[:, 2] += 1
+        return fronts
+
+
+class ForgetsToBeginAnew(Rows):
+    """It ends rows at its tenth turn, whatever solve that is in."""
+
+    turns = 0
+
+    def after_pass(self, x: Tensor, fronts: Tensor) -> Tensor:
+        self.turns += 1
+        if self.turns != 10:
+            return fronts
+        x[torch.arange(self.length) >= fronts[:, None]] = 0
+        return torch.full_like(fronts, self.length)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (GoesBack, "GoesBack.after_pass returned fronts"),
+        (GoesAhead, "GoesAhead.after_pass returned fronts"),
+        (WritesToWhatIsFinal, "a final value changed, at position 2"),
+        (ForgetsToBeginAnew, r"Sequential\(\) ends elsewhere than sequential decoding"),
+    ],
+)
+def test_broken_hooks_are_named(kind: type[Rows], message: str) -> None:
+    made = problem("tanh", 3, 17, 0)
+    with pytest.raises((AssertionError, ValueError), match=message):
+        check_system(kind(made.f, made.guess))
+
+
+def test_a_system_that_draws_anew_is_tried_for_the_rest() -> None:
+    class Draws(IsRandom):
+        deterministic = False
+
+    class DrawsAndWrites(Draws):
+        def evaluate(self, x: Tensor, window: pd.Window) -> Tensor:
+            x[:, 3] += 1
+            return super().evaluate(x, window)
+
+    check_system(Draws())
+    with pytest.raises(AssertionError, match="evaluate wrote to the iterate, at position 3"):
+        check_system(DrawsAndWrites())
+
+
+def test_points_are_for_one_system() -> None:
+    with pytest.raises(ValueError, match="check each layer by itself"):
+        check_system(chain(), points=torch.zeros(2, 20))

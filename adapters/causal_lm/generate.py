@@ -56,19 +56,28 @@ class _Generation(CausalLM):
         return None if self.whole or self.criteria or self.stream is not None else super().select(rows)
 
     def after_pass(self, x: Tensor, fronts: Tensor) -> Tensor:
-        if self.criteria:  # they see all rows at the same position, and may end a row there
-            at_work = fronts[~self.ended]
-            fronts = torch.where(self.ended, fronts, int(at_work.min()) if len(at_work) else self.length)
-        old = [len(text) - len(prompt) for text, prompt in zip(self.texts, self.prompts, strict=True)]
+        fronts = self._in_step(fronts)
         self._take_scores(int(fronts.min()))
-        fronts = super().after_pass(x, fronts).clone()
-        for row, number in enumerate(self.rows.tolist()):
-            if self.eos and int(self.lengths[number]) == self.length:
-                new = self.texts[row][len(self.prompts[row]) + old[row] :]
-                at = next((i for i, token in enumerate(new) if token in self.eos), None)
+        return super().after_pass(x, fronts)
+
+    def _in_step(self, fronts: Tensor) -> Tensor:
+        """All rows at the front of the slowest, if there are criteria: they see all rows at one position, and may end a row there."""
+        at_work = fronts[~self.ended]
+        return torch.where(self.ended, fronts, at_work.min()) if self.criteria and len(at_work) else fronts
+
+    def _end_rows(self, x: Tensor, fronts: Tensor, new: dict[int, int]) -> Tensor:
+        fronts = fronts.clone()
+        for row, count in new.items():
+            if self.eos and int(self.lengths[self.rows[row]]) == self.length:
+                text = self.texts[row]
+                at = next((i for i in range(len(text) - count, len(text)) if text[i] in self.eos), None)
                 if at is not None:
-                    self._stop(x, fronts, row, old[row] + at + 1)
+                    self._stop(x, fronts, row, at + 1 - len(self.prompts[row]))
         self._check(x, fronts)
+        held = self._in_step(fronts)
+        for row in (held < fronts).nonzero()[:, 0].tolist():
+            del self.texts[row][len(self.prompts[row]) + int(held[row]) :]
+        fronts = held
         if bool((self.lengths < self.length).all()) and int(fronts.min()) >= int(self.lengths.max()):
             fronts[:] = self.length
         return fronts

@@ -150,7 +150,12 @@ class CausalLM(TriangularSystem):
             if old and read > 0:
                 for listener in self.listeners:
                     listener(self.draft_kinds[int(self.rows[row])], min(ends[row] - old - 1, read), read)
-        self._draft(x, {row: ends[row] for row in rows if ends[row] < self.length})
+        fronts = self._end_rows(x, fronts, {row: ends[row] - old for row, old in zip(rows, olds, strict=True)})
+        self._draft(x, {row: front for row, front in enumerate(fronts.tolist()) if front < self.length})
+        return fronts
+
+    def _end_rows(self, x: Tensor, fronts: Tensor, new: dict[int, int]) -> Tensor:
+        """The fronts that hold, where texts end; `new` has the number of new tokens of each row that had not ended."""
         return fronts
 
     def end(self, row: int) -> None:
