@@ -60,6 +60,8 @@ def calibrate(
         system = model.example(batch_size, **options)
     else:
         raise TypeError(f"model is a {type(model).__name__}, expected a LayeredSystem, or a model with `example`")
+    if schedules is not None and (isinstance(schedules, str) or not isinstance(schedules, Iterable)):
+        raise TypeError(f"schedules is {schedules!r}, expected several schedules, or their names")
     given = None if schedules is None else [_one(schedule) for schedule in schedules]
     chosen: list[Schedule] = []
     measured: list[tuple[Measurement, ...]] = []

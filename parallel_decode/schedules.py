@@ -146,7 +146,7 @@ class JacobiGaussSeidel(Schedule):
         check_at_least_one("block", self.block)
 
     def window(self, front: int, length: int) -> range:
-        return range(front, length, self.block)
+        return range(front, length, min(self.block, length))
 
 
 @dataclass(frozen=True, repr=False)

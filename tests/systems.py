@@ -4,6 +4,7 @@ Their arithmetic is the same at every call (full-length products in float64, whe
 be asked for bit by bit.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,8 +32,9 @@ SCHEDULES = (
     pd.Sliding(1000, per_row=True),
     pd.Auto(),
 )
-theorem = settings(max_examples=200, deadline=None, derandomize=True)
-sampled = settings(max_examples=60, deadline=None, derandomize=True)
+EXAMPLES = int(os.environ.get("PARALLEL_DECODE_EXAMPLES", "200"))  # fewer where speed is the point (tests/mutants.py)
+theorem = settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
+sampled = settings(max_examples=max(EXAMPLES * 3 // 10, 5), deadline=None, derandomize=True)
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 KINDS = ("linear", "tanh", "event", "integer", "sparse", "badly scaled")
 
