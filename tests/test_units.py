@@ -213,7 +213,7 @@ def test_at_the_front_the_position_is_evaluated_alone() -> None:
 
 def test_rows_ahead_wait_until_they_are_the_slowest() -> None:
     new = torch.tensor([[1.0, 2.0, 3.0, 4.0], [0.5, nan, nan, nan]])
-    taken, host, x, ended = guarded(
+    taken, host, _, ended = guarded(
         new, torch.tensor([[1.0], [inf]]), fronts_at(2, 3, length=6), Window(range(2, 6), 1)
     )
     assert host.tolist() == [3, 3] and not ended
