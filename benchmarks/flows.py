@@ -1,13 +1,42 @@
-"""`parallel-decode bench` from a checkout: schedules, approximate rules and other samplers on a trained TarFlow.
+"""`parallel-decode bench`, and other people's samplers beside it: schedules, approximate rules and peers on a trained TarFlow.
 
-    python benchmarks/flows.py [--checkpoint FOLDER_OR_FILE] [--batches 1,4,16] [--out benchmarks/results/flows_cpu]
+    python benchmarks/flows.py [--peer-tarflow DIR] [--peer-gs-jacobi DIR] [--gs-guesses 0] [options of parallel-decode bench]
 
-The defaults are those of the command, `parallel-decode bench --help`: the digits that come with the package, on the CPU.
+DIR is a checkout of Apple's ml-tarflow, or of GS-Jacobi_for_TarFlow; this runs its Python code. Everything else is as
+`parallel-decode bench --help` has it: the digits that come with the package, on the CPU, by default.
 """
 
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import peers
 import typer
 
-from parallel_decode.bench.command import bench
+from parallel_decode.adapters.tarflow import TarFlow
+from parallel_decode.adapters.tarflow.bench.command import command, numbers
+from parallel_decode.adapters.tarflow.bench.measure import Method
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--peer-tarflow", type=Path)
+    parser.add_argument("--peer-gs-jacobi", type=Path)
+    parser.add_argument(
+        "--gs-guesses", default="0", help="for GS-Jacobi's code, of each block: start from 0 = z, 1 = zeros"
+    )
+    options, rest = parser.parse_known_args()
+
+    def others(flow: TarFlow, segments: Sequence[int], caps: Sequence[int]) -> Mapping[str, Method]:
+        guesses = numbers("--gs-guesses", options.gs_guesses, 0)
+        return peers.methods(flow, options.peer_tarflow, options.peer_gs_jacobi, segments, caps, guesses)
+
+    sys.argv[1:] = rest
+    typer.run(command(others))
+
 
 if __name__ == "__main__":
-    typer.run(bench)
+    main()

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
+import peers
 import torch
 import torch.nn.functional as F
 import typer
@@ -21,9 +22,9 @@ from torch import Tensor
 import parallel_decode as pd
 from paper_repro.train import held_out_loss, loss, rate
 from parallel_decode.adapters.tarflow import TarFlow
-from parallel_decode.bench import report, suite
-from parallel_decode.bench.measure import deviations
-from parallel_decode.bench.record import write
+from parallel_decode.adapters.tarflow.bench import report, suite
+from parallel_decode.adapters.tarflow.bench.measure import deviations
+from parallel_decode.adapters.tarflow.bench.record import write
 
 CONFIG = dict(
     in_channels=3, img_size=32, patch_size=2, channels=256, num_blocks=6, layers_per_block=6, noise_std=0.05
@@ -100,7 +101,7 @@ def check(flow: TarFlow, apple: Path | None) -> dict[str, Any]:
     value = pd.solve(flow.system(z), "sequential").value
     found["float32 sequential from float64"] = deviations(value, truth)
     if apple is not None:
-        theirs = suite.peer_methods(flow, apple, None, (), ())[suite.APPLE](z, None).value
+        theirs = peers.methods(flow, apple, None, (), ())[suite.APPLE](z, None).value
         found["float32 sequential from Apple's"] = deviations(value, theirs)
         found["Apple's in float32 from float64"] = deviations(theirs, truth)
     return found
@@ -165,7 +166,7 @@ def main(
         else:
             available = suite.methods(flow, setting.tolerance, compiled=compiled, segments=segments, caps=caps)
             ours = {n: available[n] for n in keep}
-            ours |= suite.peer_methods(flow, peer_tarflow, peer_gs_jacobi, segments, caps)
+            ours |= peers.methods(flow, peer_tarflow, peer_gs_jacobi, segments, caps)
             rows = suite.whole(flow, {n: ours[n] for n in suite.choose(list(ours), methods)}, setting)
             drawn = report.table(name, rows)
         if not rows:

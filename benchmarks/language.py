@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import parallel_decode as pd
 from parallel_decode.adapters.causal_lm import Adaptive, parallel_generate
-from parallel_decode.bench.record import write
+from parallel_decode.adapters.tarflow.bench.record import write
 
 PROMPT, SHORT = 128, 48  # tokens of a prompt; of a short run
 OWN: dict[str, dict[str, Any]] = {

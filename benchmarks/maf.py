@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from parallel_decode.adapters.maf import parallel
 from parallel_decode.adapters.maf.inverse import Parallel
-from parallel_decode.bench.record import write
+from parallel_decode.adapters.tarflow.bench.record import write
 
 ROUNDS, BUDGET, LIMIT = 7, 90.0, 200.0  # rounds; seconds for all of a row's; seconds beyond which a baseline is not run
 TOLERANCES = (0.0, 1e-5)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import parallel_decode as pd
-from parallel_decode.bench.record import write
+from parallel_decode.adapters.tarflow.bench.record import write
 
 
 class Free(pd.TriangularSystem):

@@ -14,7 +14,7 @@ import torch
 
 import parallel_decode as pd
 from parallel_decode.adapters.tarflow import TarFlow, digits
-from parallel_decode.bench.record import write
+from parallel_decode.adapters.tarflow.bench.record import write
 
 SCHEDULES: tuple[pd.Schedule, ...] = (pd.Jacobi(), pd.Sliding(128), pd.Sliding(64), pd.Sliding(32))
 

@@ -1,182 +1,40 @@
-"""The command line: `parallel-decode demo`, `sample`, `bench` and `probe`."""
+"""`parallel-decode`: the commands of all adapters whose requirements are installed.
 
-from pathlib import Path
-from typing import Annotated
+An adapter's commands are a typer app named `app` in its module `cli`.
+"""
 
-import matplotlib
-import numpy as np
-import torch
-import torch.nn.functional as F
-import typer
-from matplotlib import pyplot as plt
-from matplotlib.image import imsave
-from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
+import importlib
+import pkgutil
 
-from parallel_decode.adapters.tarflow import TarFlow, digits
-from parallel_decode.bench import probes
-from parallel_decode.bench.command import bench
-from parallel_decode.selective import as_schedule
-from parallel_decode.solution import Solution
-from parallel_decode.solver import solve
+from parallel_decode import adapters
 
-matplotlib.use("agg")
+try:
+    import typer
+except ModuleNotFoundError:
+    raise SystemExit('the command line needs typer: pip install "parallel-decode[demo]"') from None
+
 app = typer.Typer(help="Autoregressive models that generate in parallel.", no_args_is_help=True, add_completion=False)
-app.command()(bench)
-app.command("probe")(probes.command)
 
 
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option(help="where to draw the samples and the fronts")] = Path("demo.png"),
-    n: Annotated[int, typer.Option(help="how many digits, in one batch", min=1)] = 16,
-    seed: int = 0,
-    guidance: Annotated[float, typer.Option(help="strength of class guidance", min=0)] = 0.0,
-    runs: Annotated[int, typer.Option(help="runs of each schedule, in turn; the median time counts", min=1)] = 5,
-    learn: Annotated[int, typer.Option(help="runs of auto before, in which it finds its windows", min=0)] = 25,
-) -> None:
-    """Draw digits from one noise by four schedules: the same digits, in fewer passes."""
-    console, flow = Console(), digits()
-    z = torch.randn(n, *flow.var.shape, generator=torch.Generator().manual_seed(seed))
-    y = torch.arange(n) % flow.num_classes
-    schedules = ("sequential", "jacobi", "selective", "auto")
-
-    def draw(schedule: str) -> Solution:
-        return solve(flow.system(z, y=y, guidance=guidance), schedule).raise_for_status()
-
-    with console.status(f"drawing {n} digits by each schedule ..."):
-        for _ in range(learn):
-            draw("auto")
-        drawn = [{schedule: draw(schedule) for schedule in schedules} for _ in range(runs)]
-    seconds = {name: sorted(sum(s.seconds for s in run[name].layers) for run in drawn)[runs // 2] for name in schedules}
-    solutions = drawn[-1]
-    truth = solutions["sequential"].value
-
-    table = Table(
-        title=f"{n} digit{'s' * (n > 1)} from one noise, {len(flow.blocks)} blocks of {flow.var.shape[0]} positions"
-    )
-    for column in ("schedule", "passes", "positions", "seconds", "speed-up", "deviation"):
-        table.add_column(column, justify="left" if column == "schedule" else "right", no_wrap=True)
-    for name, solution in solutions.items():
-        table.add_row(
-            name,
-            " ".join(str(layer.passes) for layer in solution.layers),
-            str(sum(layer.positions for layer in solution.layers)),
-            f"{seconds[name]:.2f}",
-            f"{seconds['sequential'] / seconds[name]:.2f}x",
-            f"{(solution.value - truth).abs().max().item():.1e}",
-        )
-    console.print(table)
-    console.print(
-        "passes: of each block. positions: evaluated for each digit. seconds: the median of "
-        f"{runs} interleaved runs. deviation: the largest from sequential, on images in [-1, 1], where a level of "
-        "8 bits is 7.8e-3. Selective is the rule of SeJD: the first block sequential, the others Jacobi. Auto had "
-        f"{learn} runs before, in which it finds its windows."
-    )
-    clean = {name: flow.denoised(solution.value, y) for name, solution in solutions.items()}
-    _picture(clean, solutions, out)
-    console.print(f"The samples side by side, and the fronts of each block: [bold]{out}[/bold]")
+def collect() -> dict[str, str]:
+    """Add the commands of every adapter; returns the adapters that were left out, and the modules that they miss."""
+    missing = {}
+    for package in pkgutil.iter_modules(adapters.__path__):
+        name = f"{adapters.__name__}.{package.name}.cli"
+        try:
+            app.registered_commands += importlib.import_module(name).app.registered_commands
+        except ModuleNotFoundError as error:
+            if error.name != name:  # otherwise it has no commands
+                missing[package.name] = str(error.name)
+    return missing
 
 
-def _picture(images: dict[str, Tensor], solutions: dict[str, Solution], out: Path) -> None:
-    depth = len(next(iter(solutions.values())).layers)
-    figure = plt.figure(figsize=(12, 6.2), layout="constrained")
-    halves = figure.add_gridspec(2, 1, height_ratios=[1.15, 1])
-    samples, fronts = halves[0].subgridspec(2, 2), halves[1].subgridspec(1, depth)
-    for index, (name, x) in enumerate(images.items()):
-        axes = figure.add_subplot(samples[index // 2, index % 2])
-        axes.imshow(_grid(x, columns=min(len(x), 8)), cmap="gray", vmin=0, vmax=1)
-        axes.set_title(name, fontsize=10)
-        axes.set_axis_off()
-    for index in range(depth):
-        axes = figure.add_subplot(fronts[index])
-        for name, solution in solutions.items():
-            layer = solution.layers[index]
-            axes.plot(range(layer.passes + 1), [0, *layer.fronts.float().mean(1).tolist()], label=name)
-        axes.set(title=f"block {index + 1}", xlabel="passes", xscale="symlog")
-        if index == 0:
-            axes.set_ylabel("front (mean over the digits)")
-            axes.legend(fontsize=8)
-    figure.savefig(out, dpi=120)
-    plt.close(figure)
+LEFT_OUT = collect()
+if LEFT_OUT:
+    needs = "; ".join(f"{adapter} needs {module}" for adapter, module in LEFT_OUT.items())
+    app.info.epilog = f"Left out, as something is not installed: {needs}."
 
 
-def _grid(images: Tensor, columns: int) -> NDArray[np.float32]:
-    """Images (B, C, H, W) in [-1, 1] as one, a pixel apart, (height, width) or with 3 channels last, in [0, 1]."""
-    images = ((images.float().cpu() + 1) / 2).clamp(0, 1)
-    if len(images) > 1:
-        images = F.pad(images, (1, 1, 1, 1), value=0.5)
-    rows = -(-len(images) // columns)
-    filled = torch.cat([images, images.new_zeros(rows * columns - len(images), *images.shape[1:])])
-    grid = filled.reshape(rows, columns, *images.shape[1:]).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
-    array: NDArray[np.float32] = (grid[..., 0] if grid.shape[-1] == 1 else grid[..., :3]).numpy()
-    return array
-
-
-@app.command()
-def sample(
-    out: Annotated[Path, typer.Option(help="folder for grid.png and single images")],
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(help=".pth or .safetensors file, or a folder with config.json; the digits if left out"),
-    ] = None,
-    n: Annotated[int, typer.Option(min=1)] = 16,
-    schedule: Annotated[
-        str, typer.Option(help="auto, sequential, jacobi, gs-jacobi, jacobi-gs, sliding or selective")
-    ] = "auto",
-    tol: Annotated[float | None, typer.Option(help="see pd.solve; 0 is exact")] = None,
-    seed: int = 0,
-    classes: Annotated[
-        str | None, typer.Option(help="labels, as 3 or 0,1,2: repeated to n; all in turn if left out")
-    ] = None,
-    guidance: float = 0.0,
-    noise_std: Annotated[float | None, typer.Option(help="of the training; with it the images are denoised")] = None,
-    in_channels: Annotated[int | None, typer.Option(help="of an image, where the weights leave it open")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, mps")] = "cpu",
-) -> None:
-    """Draw images from any TarFlow checkpoint, as a grid and as single PNG files."""
-    try:
-        if out.exists() and not out.is_dir():
-            raise ValueError(f"--out is {out}, a file, expected a folder")
-        torch.zeros(0, device=device)  # before the work: a device that is not there
-        config = {} if in_channels is None else {"in_channels": in_channels}
-        flow = digits() if checkpoint is None else TarFlow.from_checkpoint(checkpoint, **config)
-        flow.noise_std = flow.noise_std if noise_std is None else noise_std
-        z = torch.randn(n, *flow.var.shape, generator=torch.Generator().manual_seed(seed))
-        images, solution = flow.to(device).sample(
-            z=z.to(device),
-            y=_labels(classes, n, flow.num_classes),
-            guidance=guidance,
-            schedule=as_schedule(schedule),
-            tol=tol,
-            denoise=flow.noise_std is not None,
-            progress=True,
-            return_solution=True,
-        )
-        out.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError, RuntimeError, AssertionError) as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True)
-        raise typer.Exit(2) from None
-    for index, image in enumerate(images):
-        _save(out / f"{index:04d}.png", image[None], 1)
-    _save(out / "grid.png", images, min(n, 8))
-    seconds = sum(layer.seconds for layer in solution.layers)
-    Console().print(f"{n} images in {seconds:.2f} s and {solution.passes} passes: {out / 'grid.png'}")
-    for status in dict.fromkeys(solution.status):
-        Console().print(f"{solution.status.count(status)} x {status.value}")
-
-
-def _save(path: Path, images: Tensor, columns: int) -> None:
-    imsave(path, _grid(images, columns), cmap="gray", vmin=0, vmax=1)
-
-
-def _labels(text: str | None, n: int, num_classes: int) -> Tensor | None:
-    if text is None:
-        return torch.arange(n) % num_classes if num_classes else None
-    try:
-        given = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"--classes is {text!r}, expected labels such as 3 or 0,1,2") from None
-    return torch.tensor([given[i % len(given)] for i in range(n)])
+@app.callback()
+def main() -> None:
+    """Autoregressive models that generate in parallel."""

@@ -12,9 +12,10 @@ import torch
 from typer.testing import CliRunner
 
 import parallel_decode as pd
+from benchmarks import peers
 from parallel_decode.adapters.tarflow import TarFlow
-from parallel_decode.bench import peers, rules, suite
-from parallel_decode.bench.measure import Outcome, deviations, interleave, peak_memory, precision
+from parallel_decode.adapters.tarflow.bench import rules, suite
+from parallel_decode.adapters.tarflow.bench.measure import Outcome, deviations, interleave, peak_memory, precision
 from parallel_decode.cli import app
 from tests.flows import flow, labels, noise
 
@@ -143,9 +144,16 @@ def bench(*words: object) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_the_command(small: Path, checkout: Path, tmp_path: Path) -> None:
-    peer = ("--peer-tarflow", checkout, "--peer-gs-jacobi", checkout, "--gs-segments", "4,1")
-    code, text = bench("--checkpoint", small, "--batches", "1,2", "--runs", 2, "--memory", "--out", tmp_path, *peer)
+def flows(*words: object) -> tuple[int, str]:
+    """The script, which takes the same options and peers."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "flows.py"), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_the_script_with_peers(small: Path, checkout: Path, tmp_path: Path) -> None:
+    peer = ("--peer-tarflow", checkout, "--peer-gs-jacobi", checkout, "--gs-segments", "4,1", "--gs-guesses", "0,1")
+    code, text = flows("--checkpoint", small, "--batches", "1,2", "--runs", 2, "--memory", "--out", tmp_path, *peer)
     assert code == 0, text
     figures = json.loads((tmp_path / "bench.json").read_text())
     assert {"machine", "versions", "runs"} < figures.keys() and figures["batches"].keys() == {"1", "2"}
@@ -179,7 +187,6 @@ def test_blocks_alone(small: Path, tmp_path: Path) -> None:
         (("--methods", "magic"), "--methods has 'magic', expected parts of these names"),
         (("--dtype", "tf32"), "dtype is 'tf32', which cpu does not have"),
         (("--device", "magic"), "magic"),
-        (("--peer-tarflow", "/nothing"), "has no transformer_flow.py"),
         (("--checkpoint", "/nothing"), "does not exist"),
         (("--gs-segments", "3"), "3 segments do not divide"),
     ],
@@ -187,6 +194,15 @@ def test_blocks_alone(small: Path, tmp_path: Path) -> None:
 def test_bad_options(words: tuple[str, ...], message: str) -> None:
     code, text = bench(*words)
     assert code == 2 and message in " ".join(text.split())
+
+
+def test_bad_peers() -> None:
+    for words, message in (
+        (("--peer-tarflow", "/nothing"), "has no transformer_flow.py"),
+        (("--peer-gs-jacobi", "/nothing", "--gs-guesses", "z"), "--gs-guesses is 'z', expected whole numbers"),
+    ):
+        code, text = flows(*words)
+        assert code == 2 and message in " ".join(text.split())
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """The command line, as a user types it."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,3 +70,23 @@ def test_clear_errors(tmp_path: Path, checkpoint: Path) -> None:
         code, output = run("sample", "--out", tmp_path / "out", *words)
         assert code == 2 and message in output.replace("\n", " ")
         assert not (tmp_path / "out").exists()
+
+
+def test_the_commands_of_adapters_that_are_not_installed_are_left_out() -> None:
+    """Without matplotlib there are no commands of flows, and the help says why."""
+    block = "import sys; sys.modules['matplotlib'] = None; sys.argv = ['parallel-decode', '--help']; "
+    done = subprocess.run(
+        [sys.executable, "-c", block + "from parallel_decode.cli import app; app()"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (
+        "tarflow needs matplotlib" in " ".join(done.stdout.split()) and "demo" not in done.stdout.split("Left out")[0]
+    )
+
+
+def test_without_typer_the_command_line_says_what_it_needs() -> None:
+    block = "import sys; sys.modules['typer'] = None; from parallel_decode.cli import app"
+    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and 'pip install "parallel-decode[demo]"' in done.stderr

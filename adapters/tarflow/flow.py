@@ -321,7 +321,7 @@ def digits() -> TarFlow:
         >>> digits().sample(2, y=3, schedule="sliding").shape
         torch.Size([2, 1, 16, 16])
     """
-    with as_file(files("parallel_decode") / "assets" / "digits") as folder:
+    with as_file(files("parallel_decode.adapters.tarflow") / "assets" / "digits") as folder:
         return TarFlow.from_checkpoint(folder)
 
 

@@ -13,7 +13,35 @@ import torch
 from torch import Tensor, nn
 
 from parallel_decode.adapters.tarflow import TarFlow
-from parallel_decode.bench.measure import Method, Outcome
+from parallel_decode.adapters.tarflow.bench.measure import Method, Outcome
+from parallel_decode.adapters.tarflow.bench.suite import APPLE, spread
+
+
+def methods(
+    flow: TarFlow,
+    apple: Path | None,
+    gs: Path | None,
+    segments: Sequence[int],
+    caps: Sequence[int],
+    guesses: Sequence[int] = (0,),
+) -> dict[str, Method]:
+    """The samplers of the checkouts that were given.
+
+    Args:
+        flow: whose weights they are to have.
+        apple: a checkout of Apple's ml-tarflow.
+        gs: a checkout of GS-Jacobi_for_TarFlow.
+        segments, caps, guesses: see `gs_jacobi`; the last of each serves all blocks that remain.
+
+    Raises:
+        ValueError: a folder is not such a checkout, or does not take this flow.
+    """
+    named: dict[str, Method] = {}
+    if apple is not None:
+        named[APPLE] = tarflow(apple, flow)
+    if gs is not None:
+        named["GS-Jacobi's own code"] = gs_jacobi(gs, flow, *spread(segments, caps, guesses, depth=len(flow.blocks)))
+    return named
 
 
 def tarflow(folder: Path, flow: TarFlow) -> Method:

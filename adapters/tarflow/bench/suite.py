@@ -6,7 +6,6 @@ Shapes: B batch, L positions, D values of a position.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +13,8 @@ from torch import Tensor
 
 import parallel_decode as pd
 from parallel_decode.adapters.tarflow import TarFlow
-from parallel_decode.bench import peers, rules
-from parallel_decode.bench.measure import (
+from parallel_decode.adapters.tarflow.bench import rules
+from parallel_decode.adapters.tarflow.bench.measure import (
     Case,
     Method,
     Outcome,
@@ -156,28 +155,6 @@ def methods(
         for rule in layers:
             rule.segments(length)  # before the work: segments that do not divide
         named[name] = partial(_swept, flow, layers)
-    return named
-
-
-def peer_methods(
-    flow: TarFlow,
-    tarflow: Path | None,
-    gs_jacobi: Path | None,
-    segments: Sequence[int],
-    caps: Sequence[int],
-    guesses: Sequence[int] = (0,),
-) -> dict[str, Method]:
-    """The samplers of the checkouts that were given; see `peers`, and `methods` for the lists.
-
-    Raises:
-        ValueError: a folder is not such a checkout, or does not take this flow.
-    """
-    named: dict[str, Method] = {}
-    if tarflow is not None:
-        named[APPLE] = peers.tarflow(tarflow, flow)
-    if gs_jacobi is not None:
-        lists = spread(segments, caps, guesses, depth=len(flow.blocks))
-        named["GS-Jacobi's own code"] = peers.gs_jacobi(gs_jacobi, flow, *lists)
     return named
 
 
