@@ -18,22 +18,22 @@ class Accepted(NamedTuple):
     """What became final.
 
     Attributes:
-        front: of each row, shape (B,), on the device; or one for all.
-        host: the same on the host.
+        fronts: of each row, shape (B,), on the host; or one for all.
         residual: the largest change of each row, shape (B,), on the host, or of all; NaN if none was measured.
         finite: whether all new values are. If not, nothing of this holds, and `_guard` takes over.
+        on_device: the fronts on the device, where they are there already.
     """
 
-    front: Tensor | int
-    host: Tensor | int
+    fronts: Tensor | int
     residual: Tensor | float
-    finite: bool
+    finite: bool = True
+    on_device: Tensor | None = None
 
     @classmethod
     def of(cls, front: Tensor, change: Tensor) -> "Accepted":
         """From fronts (B,) and changes (B, W) on the device."""
         host, residual = _to_host(front, change.amax(1))
-        return cls(front, host, residual, bool(residual.isfinite().all()))
+        return cls(host, residual, bool(residual.isfinite().all()), front)
 
 
 class Acceptance(ABC):
@@ -143,10 +143,7 @@ class Whole(Acceptance):
     ) -> Accepted:
         settled, finite, residual = tol.all_settled(new, old)
         front = fronts.length if settled else fronts.min + 1
-        if fronts.uniform:
-            return Accepted(front, front, residual, finite)
-        host = fronts.host.clamp(min=front)
-        return Accepted(host.to(new.device), host, residual, finite)
+        return Accepted(front if fronts.uniform else fronts.host.clamp(min=front), residual, finite)
 
 
 def _to_host(front: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,11 +4,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import Tensor
-
-from parallel_decode.system import TriangularSystem
-from parallel_decode.window import Window
-
 _LOCK = threading.Lock()
 _CLAIMS: dict[int, "Claim"] = {}
 
@@ -24,14 +19,6 @@ class Claim:
 
     def __init__(self, resource: object) -> None:
         self.resource, self.thread, self.evaluating = resource, threading.get_ident(), False
-
-    def evaluate(self, system: TriangularSystem, x: Tensor, window: Window) -> Tensor:
-        """`system.evaluate`, by the solver."""
-        self.evaluating = True
-        try:
-            return system.evaluate(x, window)
-        finally:
-            self.evaluating = False
 
 
 @contextmanager

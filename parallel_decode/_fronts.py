@@ -23,7 +23,7 @@ class Fronts:
         self.length, self._batch, self._device = length, batch, device
         self.move(0)
 
-    def move(self, host: Tensor | int, device: Tensor | int | None = None) -> None:
+    def move(self, host: Tensor | int, device: Tensor | None = None) -> None:
         """New fronts: one for all rows, or shape (B,) on the host (and the same on the device, if they are there already)."""
         self._on_host: Tensor | None = None
         self._on_device: Tensor | None = None
@@ -33,7 +33,7 @@ class Fronts:
         else:
             self.min, self.max = map(int, host.aminmax())
             self.uniform = self.min == self.max
-            self._on_host, self._on_device = host, device if isinstance(device, Tensor) else None
+            self._on_host, self._on_device = host, device
 
     @property
     def host(self) -> Tensor:

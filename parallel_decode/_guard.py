@@ -56,7 +56,8 @@ def guard(
     new = torch.where(like(usable, new), new, old)
     accepted = acceptance.accept(window, new, old, fronts, tol, usable)._replace(finite=False)
     here = fronts.device
-    stuck = (accepted.front == here) & (here < fronts.length)
+    front = here if accepted.on_device is None else accepted.on_device
+    stuck = (front == here) & (here < fronts.length)
     if window.shift is None:
         stuck &= here == fronts.min  # the others can wait until they are the slowest
     if not stuck.any():
@@ -70,5 +71,5 @@ def guard(
     mended = stuck & finite
     new[mended, offset[mended]] = alone[mended, 0]
     ended = {row: (int(here[row]), alone[row, 0].clone()) for row in (stuck & ~finite).nonzero()[:, 0].tolist()}
-    front = torch.where(stuck, torch.where(finite, here + 1, fronts.length), accepted.front)
-    return Guarded(new, accepted._replace(front=front, host=front.cpu()), ended)
+    front = torch.where(stuck, torch.where(finite, here + 1, fronts.length), front)
+    return Guarded(new, accepted._replace(fronts=front.cpu(), on_device=front), ended)

@@ -25,7 +25,7 @@ def after_pass(rows: Rows, fronts: Fronts, accepted: Accepted, acceptance: Accep
         ValueError: the system returned fronts that it may not.
     """
     system, x = rows.system, rows.x
-    proposed = torch.full((len(x),), accepted.host) if isinstance(accepted.host, int) else accepted.host
+    proposed = torch.full((len(x),), accepted.fronts) if isinstance(accepted.fronts, int) else accepted.fronts
     before = x.clone() if acceptance.watches else None
     returned = system.after_pass(x, proposed.clone())
     _check(returned, proposed, fronts, type(system).__name__)
@@ -35,7 +35,7 @@ def after_pass(rows: Rows, fronts: Fronts, accepted: Accepted, acceptance: Accep
     if not held and torch.equal(returned, proposed):
         return accepted
     host = returned.long()
-    return accepted._replace(front=host.to(x.device), host=host)
+    return accepted._replace(fronts=host, on_device=None)
 
 
 def _check(returned: Tensor, proposed: Tensor, fronts: Fronts, name: str) -> None:

@@ -45,7 +45,8 @@ def iterate(
     """
     options = Options(schedule, schedule.begin(system, guess, tol.tol), tol, schedule.ragged and system.ragged)
     run = Run(system, guess, options, claim)
-    while run.fronts.min < run.fronts.length and len(run.trace) != max_passes:
+    fronts, most = run.fronts, math.inf if max_passes is None else max_passes
+    while fronts.min < fronts.length and run.trace.passes < most:
         run.make_pass()
         if watch is not None:
             watch(run)
@@ -88,15 +89,14 @@ class Run:
     def make_pass(self) -> None:
         """A window, f on it, what of it is final, and what follows from that."""
         window = self.window = self._next_window()
-        self._acceptance = _suited(self._acceptance, window)
         new = self.evaluate(window)
         new, accepted, settled_unchanged = self._accept(window, new)
         window.put(self.rows.x, new)
         if self.rows.has_pass_hook:
             accepted = after_pass(self.rows, self.fronts, accepted, self._acceptance)
-        self.fronts.move(accepted.host, accepted.front)
+        self.fronts.move(accepted.fronts, accepted.on_device)
         self._note_changes(window, accepted.finite, settled_unchanged)
-        fronts, residuals = accepted.host, accepted.residual
+        fronts, residuals = accepted.fronts, accepted.residual
         if self.rows.index is not None:
             fronts, residuals = self.rows.spread(fronts, self.fronts.length), self.rows.spread(residuals, 0.0)
         self.trace.add(fronts, residuals)
@@ -106,7 +106,9 @@ class Run:
     def evaluate(self, window: Window) -> Tensor:
         """f at the window's positions, of the rows at work: (A, W, *E)."""
         system, x, width = self.rows.system, self.rows.x, len(window.positions)
-        new = self._claim.evaluate(system, x, window)
+        self._claim.evaluating = True
+        new = system.evaluate(x, window)
+        self._claim.evaluating = False
         expected = (len(x), width, *x.shape[2:])
         if new.shape != expected or new.dtype != x.dtype:
             raise ValueError(
@@ -119,7 +121,7 @@ class Run:
     def _next_window(self) -> Window:
         fronts, options = self.fronts, self._options
         p = options.chooser.window(fronts.min, fronts.length)
-        from_front = isinstance(p, range) and p and p[0] == fronts.min and p.step >= 1 and p[-1] < fronts.length
+        from_front = isinstance(p, range) and p and p.start == fronts.min and p.step >= 1 and p[-1] < fronts.length
         if not from_front and (options.schedule.freezes or p != range(fronts.length)):
             raise ValueError(
                 f"{options.schedule!r} chose {p} with the front at {fronts.min} of {fronts.length}: a window is a range that rises from the front"
@@ -136,7 +138,10 @@ class Run:
         """The values to take, what became final, and whether what settled is as it was before to the last bit."""
         fronts, chooser, tol = self.fronts, self._options.chooser, self._options.tol
         if len(window.positions) == 1 and fronts.uniform:  # computed from final values alone: nothing to compare
-            return new, Accepted(fronts.min + 1, fronts.min + 1, math.nan, True), True
+            if self._acceptance.watches:  # its marks are no longer right
+                self._acceptance = Prefix()
+            return new, Accepted(fronts.min + 1, math.nan), True
+        self._acceptance = _suited(self._acceptance, window)
         old, self.trace.compared = window.take(self.rows.x), True
         if self._acceptance.freezes or not fronts.uniform:
             new = fronts.hold(new, old, window)

@@ -13,22 +13,21 @@ class Trace:
         batch: B.
 
     Attributes:
+        passes: their number.
         positions: evaluated so far, of each row at work.
         compared: whether some position became final by comparison.
     """
 
     def __init__(self, batch: int) -> None:
         self.batch = batch
-        self.positions = 0
+        self.passes = self.positions = 0
         self.compared = False
         self._fronts: list[Tensor | float] = []
         self._residuals: list[Tensor | float] = []
 
-    def __len__(self) -> int:
-        return len(self._fronts)
-
     def add(self, fronts: Tensor | float, residuals: Tensor | float) -> None:
         """Another pass: one number for all rows, or shape (B,), on the host."""
+        self.passes += 1
         self._fronts.append(fronts)
         self._residuals.append(residuals)
 

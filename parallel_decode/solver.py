@@ -138,7 +138,7 @@ def solve(
             seconds = time.perf_counter() - began
             residual, bound = verified(layer, value, claim) if verify else (None, None)
         trace = run.trace
-        layers.append(LayerStats(schedules[index], len(trace), trace.positions, seconds, trace, residual, bound))
+        layers.append(LayerStats(schedules[index], trace.passes, trace.positions, seconds, trace, residual, bound))
         status[:] = [max(pair, key=list(Status).index) for pair in zip(status or ends, ends, strict=True)]
         return attach(layer, value, exact=tolerance.tol == 0) if differentiable else value
 
@@ -148,7 +148,7 @@ def solve(
 
 
 def _last_pass(layer: int, run: Run) -> Pass:
-    number, trace = len(run.trace), run.trace
+    number, trace = run.trace.passes, run.trace
     return Pass(
         layer, number, run.window, trace.fronts(number - 1)[0], trace.residuals(number - 1)[0], run.rows.iterate()
     )
@@ -195,7 +195,7 @@ def _first_guess(system: TriangularSystem, schedule: Schedule, guess: Tensor | N
     """The first iterate: contiguous (strides decide how sums round), finite, and the solver's own."""
     own = system.initial()
     expected = (*own.shape[:1], system.length, *own.shape[2:])
-    if own.dim() < 2 or own.shape != expected:
+    if own.shape != expected:
         raise ValueError(
             f"the system's initial guess has shape {tuple(own.shape)}, expected (batch, {system.length}, *event)"
         )

@@ -28,7 +28,8 @@ class Window(NamedTuple):
     @property
     def slice(self) -> "slice":
         """The positions as an index into dimension 1, where all rows have the same."""
-        return slice(self.positions.start, self.positions.stop, self.positions.step)
+        p = self.positions
+        return slice(p.start, p.stop) if p.step == 1 else slice(p.start, p.stop, p.step)
 
     @property
     def start(self) -> Tensor | int:

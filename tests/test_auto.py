@@ -1,6 +1,12 @@
 """`Auto`, on a clock of our own: a pass takes what the test says, so nothing depends on the machine."""
 
+import json
+import math
+import os
+from collections import OrderedDict, deque
 from collections.abc import Callable
+from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +15,7 @@ from torch import Tensor
 
 import parallel_decode as pd
 from parallel_decode import _costs, _tuner
+from parallel_decode._costs import ENOUGH, FORGET, Arm, Costs, Gains, gains_of, recall
 from tests.systems import Rows
 
 Cost = Callable[[int], float]
@@ -153,3 +160,119 @@ def test_the_widths_that_are_given() -> None:
     assert pd.Auto((4, 7)).widths == (1, 4, 7)
     with pytest.raises(RuntimeError, match="Auto chooses by what it measures"):
         pd.Auto().window(0, 4)
+
+
+# what exactly it does
+
+
+class Exact(Timed):
+    """The same with sums and products alone, which round alike on every machine."""
+
+    def __init__(self, clock: Clock, cost: Cost, rate: float, length: int, batch: int, seed: int) -> None:
+        super().__init__(clock, cost, rate, length)
+        z = torch.randint(-64, 64, (batch, length), generator=torch.Generator().manual_seed(seed)).double() / 64
+        self.f = lambda x: z + (rate * (before(x, 1) + before(x, 2) / 2)).clamp(-1, 1)
+        self.guess, self.rows = z, torch.arange(batch)
+        self.widths: list[int] = []
+
+    def evaluate(self, x: Tensor, window: pd.Window) -> Tensor:
+        self.widths.append(len(window.positions))
+        return super().evaluate(x, window)
+
+
+def chosen(clock: Clock) -> dict[str, list[list[list[int]]]]:
+    """For each machine the widths of all passes, run after run, each with how often it came in a row."""
+    found: dict[str, list[list[list[int]]]] = {}
+    cases = [(name, rate, length, 14) for name in COSTS for rate, length in ((0.125, 200), (0.5, 300))]
+    for name, rate, length, runs in [*cases, ("a small machine", 0.25, 40, 70)]:
+        for run in range(runs):
+            system = Exact(clock, COSTS[name], rate, length, 2 if run < 9 else 3, run)
+            pd.solve(system, "auto", tol=1e-6)
+            widths = [[width, len(list(same))] for width, same in groupby(system.widths)]
+            found.setdefault(f"{name}, {rate}, {length}", []).append(widths)
+    return found
+
+
+def test_the_windows_that_it_chooses_are_those_on_record(clock: Clock) -> None:
+    """Whoever changes the choice on purpose writes it anew: PARALLEL_DECODE_RECORD=1 pytest tests/test_auto.py."""
+    found, record = chosen(clock), Path(__file__).parent / "auto_windows.json"
+    if os.environ.get("PARALLEL_DECODE_RECORD"):
+        record.write_text(json.dumps(found) + "\n")
+    assert found == json.loads(record.read_text())
+
+
+def test_seconds_of_a_pass_between_and_beyond_the_sizes_that_were_measured() -> None:
+    costs = Costs()
+    for _ in range(ENOUGH):
+        costs.add(Arm(1), 1, 1.0)
+    assert costs.knows(Arm(1)) and not costs.knows(Arm(64)) and costs.sequential() == 1.0
+    assert [costs.add(Arm(64), 64, seconds) for seconds in (5.0, 4.0, 6.0)] == [False, False, True]
+    assert costs.knows(Arm(64)) and not costs.knows(Arm(32)) and not costs.knows(Arm(64, True))
+    assert costs.seconds(64, False) == 4.0, "what disturbs a pass only adds: the smallest counts"
+    assert (
+        costs.seconds(32, False) == 3.0 and costs.seconds(128, False) == 6.0
+    )  # 2 sequential passes, and 2 for each 64
+    assert costs.seconds(32, True) == 3.0, "as without, as long as nothing else is known"
+    for _ in range(ENOUGH):
+        costs.add(Arm(128), 128, 8.0)
+    assert costs.seconds(96, False) == 6.0 and costs.seconds(128, False) == 8.0 and costs.seconds(256, False) == 14.0
+    small = Costs()
+    for arm, size, seconds in ((Arm(1), 1, 10.0), (Arm(64), 64, 5.0)):
+        for _ in range(ENOUGH):
+            small.add(arm, size, seconds)
+    assert small.seconds(32, False) == pytest.approx(4.5)  # at most 0.8 of a pass is taken to be fixed
+    for _ in range(FORGET - 1):
+        costs.begin_run()
+    assert costs.knows(Arm(64))
+    costs.begin_run()
+    assert costs.knows(Arm(1)) and not costs.knows(Arm(64)) and not costs.knows(Arm(128))
+    for seconds in [1.0] + [2.0] * 31:
+        costs.add(Arm(8), 8, seconds)
+    assert costs.seconds(8, False) == 2.0, "of the last 31"
+
+
+def test_passes_for_a_position_by_what_was_measured_and_by_the_law() -> None:
+    gains = Gains()
+    assert gains.passes(Arm(8)) == 0.05 + 4 / 8 and gains.passes(Arm(8, True)) == math.inf
+    gains.latest[Arm(16)] = 0.5
+    assert gains.passes(Arm(16)) == 0.5 and gains.passes(Arm(16, True)) == 0.8 * 0.5
+    assert gains.passes(Arm(8)) == 0.5 + 4 * (1 / 8 - 1 / 16) and gains.passes(Arm(64)) == 0.5 + 4 * (1 / 64 - 1 / 16)
+    gains.latest[Arm(16)] = 0.1
+    assert gains.passes(Arm(256)) == 1 / 256, "a pass gains at most its width"
+    for passes in (0.2, 0.4, 0.3):
+        gains.begin_run()
+        gains.latest[Arm(16)] = passes
+    gains.begin_run()
+    assert not gains.latest and list(gains.measured[Arm(16)]) == [0.1, 0.2, 0.4, 0.3]
+    assert gains.passes(Arm(16)) == pytest.approx(0.25), "the median"
+    gains.measured[Arm(128)] = deque([0.9])
+    assert gains.passes(Arm(64)) == 0.9 + 4 * (1 / 64 - 1 / 128), "from the nearest width"
+    gains.latest[Arm(16)] = 0.7
+    like = Gains(gains)
+    assert like.measured.keys() == gains.measured.keys() and list(like.measured[Arm(16)]) == [0.1, 0.2, 0.4, 0.3, 0.7]
+    assert gains.best_seconds() == 0.0
+    gains.seconds |= {Arm(16): deque([3.0, 1.0, 2.0]), Arm(64): deque([1.5]), Arm(1): deque([9.0])}
+    assert gains.best_seconds() == 1.5
+    gains.runs = FORGET - 2
+    gains.begin_run()
+    assert len(gains.seconds) == 3
+    gains.begin_run()
+    assert gains.seconds.keys() == {Arm(64)}
+
+
+def test_tables_forget_the_oldest_and_what_has_no_key() -> None:
+    table: OrderedDict[Any, list[int]] = OrderedDict()
+    for key in range(1025):
+        recall(table, key, (), list).append(key)
+    assert len(table) == 1024 and (0, ()) not in table and (1024, ()) in table
+    recall(table, 1, (), list).append(7)
+    assert table[1, ()] == [1, 7] and next(reversed(table)) == (1, ())
+    assert recall(table, None, (), list) == [] and len(table) == 1024
+
+
+def test_another_batch_size_begins_with_the_nearest(clock: Clock) -> None:
+    first, far = gains_of("key", (), 4), gains_of("key", (), 64)
+    first.measured[Arm(8)], far.measured[Arm(8)] = deque([0.25]), deque([0.75])
+    assert gains_of("key", (), 4) is first and gains_of("key", (1,), 4) is not first
+    assert list(gains_of("key", (), 8).measured[Arm(8)]) == [0.25]
+    assert list(gains_of("key", (), 60).measured[Arm(8)]) == [0.75]

@@ -119,8 +119,8 @@ def test_how_far_the_front_moves(case: Case, tol: float) -> None:
     for position in case.moved:
         new[0, case.window.index(position), 1] = 2.5
     accepted = case.acceptance.accept(window, new, old, fronts_at(case.before), Tolerance(tol))
-    assert torch.as_tensor(accepted.host).flatten().tolist() == [case.after] and accepted.finite
-    assert torch.as_tensor(accepted.front).flatten().tolist() == [case.after]
+    assert torch.as_tensor(accepted.fronts).flatten().tolist() == [case.after] and accepted.finite
+    assert accepted.on_device is None or accepted.on_device.tolist() == [case.after]
     if not isinstance(case.acceptance, Whole):
         assert torch.as_tensor(accepted.residual).tolist() == [2.5 if case.moved else 0.0]
 
@@ -134,7 +134,7 @@ def test_marks_of_strided_windows() -> None:
         for position in moved:
             new[1, positions.index(position)] = 1
         accepted = acceptance.accept(Window(positions, 0), new, zeros, fronts, Tolerance(0.0))
-        fronts.move(torch.as_tensor(accepted.host))
+        fronts.move(torch.as_tensor(accepted.fronts))
     assert fronts.host.tolist() == [6, 4]
     assert acceptance.marks is not None and acceptance.marks[1].tolist() == [True] * 4 + [False] * 2
     acceptance.written(torch.tensor([[False] * 6, [False] * 2 + [True] + [False] * 3]))
@@ -150,9 +150,9 @@ def test_positions_that_are_not_usable_are_not_final() -> None:
     old = torch.zeros(2, 4)
     usable = torch.tensor([[True, True, False, True], [False, True, True, True]])
     accepted = Prefix().accept(Window(range(4), 0), old.clone(), old, fronts_at(0, 0, length=4), Tolerance(0.5), usable)
-    assert torch.as_tensor(accepted.host).tolist() == [2, 0]
+    assert torch.as_tensor(accepted.fronts).tolist() == [2, 0]
     accepted = Consistent().accept(Window(range(0, 8, 2), 0), old.clone(), old, fronts_at(0, 0), Tolerance(0.5), usable)
-    assert torch.as_tensor(accepted.host).tolist() == [1, 0]
+    assert torch.as_tensor(accepted.fronts).tolist() == [1, 0]
 
 
 def test_sweeps_report_what_is_not_finite() -> None:
@@ -162,7 +162,7 @@ def test_sweeps_report_what_is_not_finite() -> None:
     assert isinstance(Whole().guarded(), Prefix)
     ended = fronts_at(1, 4, length=4)
     accepted = Whole().accept(Window.full(4), old + 1, old, ended, Tolerance(0.0))
-    assert torch.as_tensor(accepted.host).tolist() == [2, 4]
+    assert torch.as_tensor(accepted.fronts).tolist() == [2, 4]
 
 
 def test_the_largest_change_is_noted_where_the_tolerance_is_absolute() -> None:
@@ -191,7 +191,7 @@ def guarded(
     assert not accepted.finite
     assert all(len(w.positions) == 1 and w.positions[0] == fronts.min for w in asked)
     assert all(w.changed_from == window.changed_from for w in asked)
-    return taken, torch.as_tensor(accepted.host), x, ended
+    return taken, torch.as_tensor(accepted.fronts), x, ended
 
 
 def test_beyond_the_front_what_is_not_finite_is_not_taken() -> None:
@@ -250,7 +250,9 @@ def test_traces() -> None:
     trace.add(torch.tensor([2, 4]), torch.tensor([0.5, 0.25]))
     trace.add(4, 0.125)
     assert (
-        len(trace) == 3 and trace.fronts().tolist() == [[1, 1], [2, 4], [4, 4]] and trace.fronts().dtype == torch.int64
+        trace.passes == 3
+        and trace.fronts().tolist() == [[1, 1], [2, 4], [4, 4]]
+        and trace.fronts().dtype == torch.int64
     )
     assert trace.residuals(1).tolist() == [[0.5, 0.25], [0.125, 0.125]] and trace.residuals()[0].isnan().all()
     assert trace.fronts(2).tolist() == [[4, 4]] and Trace(3).fronts().shape == (0, 3)
