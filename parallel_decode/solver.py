@@ -12,6 +12,7 @@ from torch import Tensor
 
 from parallel_decode._adjoint import attach
 from parallel_decode._claims import claimed
+from parallel_decode._guess import first_iterate, guesses_of_layers
 from parallel_decode._iterate import Run, iterate
 from parallel_decode._options import check_at_least_one, check_kind, check_tol
 from parallel_decode._outcome import outcome
@@ -110,7 +111,7 @@ def solve(
     rule = rule if isinstance(rule, Selective) else Selective((rule,))
     schedules = rule.for_layers(chain.depth if chain is system else None)
     rule.check(system)
-    guesses = _guesses(initial, chain, layered=chain is system)
+    guesses = guesses_of_layers(initial, chain, layered=chain is system)
     differentiable = differentiable and torch.is_grad_enabled()
     status: list[Status] = []
     layers: list[LayerStats] = []
@@ -122,7 +123,7 @@ def solve(
             claimed(layer.resource()) as claim,
             progress_bar(progress, f"layer {index + 1}/{chain.depth}", layer.length) as show,
         ):
-            guess = _first_guess(layer, schedules[index], guesses[index])
+            guess = first_iterate(layer, schedules[index], guesses[index])
             tolerance = _tolerance(schedules[index], tol, guess.dtype)
 
             def watch(run: Run) -> None:
@@ -173,41 +174,3 @@ class _Single(LayeredSystem):
 
     def output(self, value: Tensor) -> Tensor:
         return value
-
-
-def _guesses(
-    initial: Tensor | Sequence[Tensor | None] | None, chain: LayeredSystem, layered: bool
-) -> Sequence[Tensor | None]:
-    if initial is None:
-        return [None] * chain.depth
-    if not layered:
-        check_kind("initial", initial, Tensor, "a tensor of shape (batch, length, *event)")
-        return [initial]  # type: ignore[list-item]
-    what = f"initial has to hold a tensor or None for each of the {chain.depth} layers of this system"
-    if isinstance(initial, Tensor) or not isinstance(initial, Sequence) or len(initial) != chain.depth:
-        raise ValueError(what)
-    if not all(guess is None or isinstance(guess, Tensor) for guess in initial):
-        raise TypeError(f"initial holds {[type(guess).__name__ for guess in initial]}: it has to hold tensors, or None")
-    return initial
-
-
-def _first_guess(system: TriangularSystem, schedule: Schedule, guess: Tensor | None) -> Tensor:
-    """The first iterate: contiguous (strides decide how sums round), finite, and the solver's own."""
-    own = system.initial()
-    expected = (*own.shape[:1], system.length, *own.shape[2:])
-    if own.shape != expected:
-        raise ValueError(
-            f"the system's initial guess has shape {tuple(own.shape)}, expected (batch, {system.length}, *event)"
-        )
-    if own.is_complex():
-        raise TypeError(
-            f"the system is {own.dtype}, expected floating or integer values: solve for real and imaginary parts"
-        )
-    if guess is None:
-        guess = torch.zeros_like(own) if schedule.start == "zeros" else own
-    elif guess.shape != own.shape or guess.dtype != own.dtype:
-        raise ValueError(
-            f"initial is {guess.dtype} of shape {tuple(guess.shape)}, expected {own.dtype} of shape {tuple(own.shape)}"
-        )
-    first = torch.empty(own.shape, dtype=own.dtype, device=own.device).copy_(guess.detach())
-    return first.masked_fill_(~first.isfinite(), 0) if first.is_floating_point() else first

@@ -20,47 +20,26 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+CORE = [path.stem for path in sorted((ROOT / "parallel_decode").glob("*.py"))]
 CORE = [
-    "_acceptance",
-    "_adjoint",
-    "_claims",
-    "_costs",
-    "_fronts",
-    "_guard",
-    "_hook",
-    "_iterate",
-    "_options",
-    "_outcome",
-    "_rows",
-    "_tolerance",
-    "_trace",
-    "_tuner",
-    "_verify",
-    "auto",
-    "function",
-    "schedules",
-    "secant",
-    "selective",
-    "solution",
-    "solver",
-    "system",
-    "window",
+    name
+    for name in CORE
+    if name not in ("__init__", "cli", "_progress", "plan", "calibration", "testing", "_checks", "_subject")
 ]
 TESTS = [
-    "test_exactness",
-    "test_solver",
-    "test_options",
-    "test_pass_hook",
-    "test_theorems",
-    "test_verify",
-    "test_edges",
-    "test_secant",
-    "test_auto",
-    "test_units",
-    "test_reentrancy",
-    "test_gradients",
-    "test_testing",
-]
+    "units",
+    "verify",
+    "exactness",
+    "edges",
+    "testing",
+    "solver",
+    "pass_hook",
+    "theorems",
+    "options",
+    "secant",
+    "auto",
+]  # the fastest first
+TESTS += ["gradients", "reentrancy", "plan"]
 CONFIG = """[cosmic-ray]
 module-path = [{modules}]
 timeout = 300.0
@@ -89,7 +68,7 @@ def prepare(folder: Path, python: str) -> list[dict[str, Any]]:
 
     subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
     modules = ", ".join(f'"parallel_decode/{name}.py"' for name in CORE)
-    tests = " ".join(f"tests/{name}.py" for name in TESTS)
+    tests = " ".join(f"tests/test_{name}.py" for name in TESTS)
     (folder / "mutants.toml").write_text(CONFIG.format(modules=modules, python=python, tests=tests))
     subprocess.run(
         [sys.executable, "-m", "cosmic_ray.cli", "init", "mutants.toml", "mutants.sqlite"], cwd=folder, check=True

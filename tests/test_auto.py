@@ -183,10 +183,11 @@ class Exact(Timed):
 def chosen(clock: Clock) -> dict[str, list[list[list[int]]]]:
     """For each machine the widths of all passes, run after run, each with how often it came in a row."""
     found: dict[str, list[list[list[int]]]] = {}
-    cases = [(name, rate, length, 14) for name in COSTS for rate, length in ((0.125, 200), (0.5, 300))]
+    names = ("a small machine", "an idle machine", "an expensive window")
+    cases = [(name, rate, length, 8) for name in names for rate, length in ((0.125, 100), (0.5, 200))]
     for name, rate, length, runs in [*cases, ("a small machine", 0.25, 40, 70)]:
         for run in range(runs):
-            system = Exact(clock, COSTS[name], rate, length, 2 if run < 9 else 3, run)
+            system = Exact(clock, COSTS[name], rate, length, 2 if run < 6 else 3, run)
             pd.solve(system, "auto", tol=1e-6)
             widths = [[width, len(list(same))] for width, same in groupby(system.widths)]
             found.setdefault(f"{name}, {rate}, {length}", []).append(widths)

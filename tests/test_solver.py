@@ -107,6 +107,16 @@ def test_callback_and_progress(capsys: pytest.CaptureFixture[str]) -> None:
     assert "40/40" in capsys.readouterr().err
 
 
+def test_the_error_names_the_first_rows_of_many() -> None:
+    status = (pd.Status.EXACT,) + (pd.Status.PASS_LIMIT,) * 8 + (pd.Status.NON_FINITE,) * 9
+    with pytest.raises(
+        pd.SolveError, match=r"^rows 1, 2, 3, 4, 5, 6, 7, 8: pass limit.*; rows 9, .*, 16 and 1 more: non-finite"
+    ):
+        pd.Solution(torch.zeros(18, 2), status, ()).raise_for_status()
+    fine = pd.Solution(torch.zeros(2, 2), (pd.Status.SAMPLE, pd.Status.WITHIN_TOLERANCE), ())
+    assert fine.raise_for_status() is fine
+
+
 # guesses
 
 

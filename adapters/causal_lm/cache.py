@@ -70,7 +70,7 @@ class Slots:
     Args:
         cache: of transformers; the first columns of all rows may be in it.
         batch: B.
-        capacity: columns that there may be; growing layers are replaced by such as do not.
+        capacity: columns that there may be; dynamic layers are replaced by fixed-capacity ones.
 
     Attributes:
         aligned: whether all rows have to stand at the same column, since not all layers can have holes.

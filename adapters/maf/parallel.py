@@ -38,12 +38,12 @@ class _Parallel:
         """A flow whose autoregressive inverses go through `pd.solve`; everything else is as it was.
 
         It has the classes, methods, parameters and state of the given flow, which stays as it is. Both share their
-        parameters and buffers: to train, move or load the one is to do so to the other (`copy.deepcopy` parts them). A transform that
+        parameters and buffers: training, moving or loading either affects both (`copy.deepcopy` separates them). A transform that
         cannot be solved faster is left to its library; `parallel.report` says which, and why.
 
         Without gradients an inverse is a Jacobi iteration that stops when nothing changes. With gradients it is the same,
         followed by one evaluation: gradients are exact at the solution, by the adjoint system, in the memory of one pass
-        (and can be taken once; the library's own inverse can be differentiated twice).
+        (and can be taken once: `create_graph=True` raises, where the library's own inverse can be differentiated twice).
 
         Args:
             flow: of zuko (a flow or lazy transform), nflows (a flow or transform), normflows (a model or flow), or any module
