@@ -26,25 +26,13 @@ CORE = [
     for name in CORE
     if name not in ("__init__", "cli", "_progress", "plan", "calibration", "testing", "_checks", "_subject")
 ]
-TESTS = [
-    "units",
-    "verify",
-    "exactness",
-    "edges",
-    "testing",
-    "solver",
-    "pass_hook",
-    "theorems",
-    "options",
-    "secant",
-    "auto",
-]  # the fastest first
-TESTS += ["gradients", "reentrancy", "plan"]
+QUICK = ["units", "solver", "exactness", "verify", "testing", "auto", "theorems", "pass_hook", "options"]
+REST = ["edges", "secant", "gradients", "reentrancy", "plan"]  # these import more
 CONFIG = """[cosmic-ray]
 module-path = [{modules}]
 timeout = 300.0
 excluded-modules = []
-test-command = "{python} -m pytest -x -q -p no:cacheprovider -m 'not slow' {tests}"
+test-command = "bash -c '{python} {options} {quick} && {python} {options} {rest}'"
 [cosmic-ray.distributor]
 name = "local"
 """
@@ -68,8 +56,11 @@ def prepare(folder: Path, python: str) -> list[dict[str, Any]]:
 
     subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
     modules = ", ".join(f'"parallel_decode/{name}.py"' for name in CORE)
-    tests = " ".join(f"tests/test_{name}.py" for name in TESTS)
-    (folder / "mutants.toml").write_text(CONFIG.format(modules=modules, python=python, tests=tests))
+    quick, rest = (" ".join(f"tests/test_{name}.py" for name in names) for names in (QUICK, REST))
+    options = '-m pytest -x -q -p no:cacheprovider -m \\"not slow\\"'
+    (folder / "mutants.toml").write_text(
+        CONFIG.format(modules=modules, python=python, options=options, quick=quick, rest=rest)
+    )
     subprocess.run(
         [sys.executable, "-m", "cosmic_ray.cli", "init", "mutants.toml", "mutants.sqlite"], cwd=folder, check=True
     )

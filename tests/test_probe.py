@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,10 +49,11 @@ def test_what_is_hidden_is_not_attended_to(nvp: bool) -> None:
 def test_metrics_by_their_definitions() -> None:
     made = flow(num_classes=3)
     found = probe(made, 3, hidden=(1, 15), lags=(1, 2))
-    system = made.example(3)
+    system: Any = made.example(3)
     layer = system.layer(0, None)
     x, z = pd.solve(layer, "sequential").value, layer.initial()
     block = made.blocks[2]
+    more = made.system(system.z + 1 / made.var.sqrt(), y=torch.arange(3)).layer(0, None)
     with torch.no_grad():
         h = pd.Window.full(16)
         guess = torch.zeros_like(x)
@@ -59,10 +61,11 @@ def test_metrics_by_their_definitions() -> None:
         for name, x0 in (("system", z), ("zeros", guess)):
             expected = torch.linalg.svdvals((layer.evaluate(x0, h) - x).mean(0))[0].item()
             assert found.blocks[0].igm[name] == pytest.approx(expected, rel=1e-3)
-        log = ((layer.evaluate(x, h) - layer.evaluate(x, h)) + 0).sum()  # 0: x is a fixed point
-        assert log == 0
-        w_a, w_b = (torch.linalg.svdvals(w)[0].item() for w in block.proj_out.weight.chunk(2))  # type: ignore[union-attr,operator]
-        assert w_b < found.blocks[0].crm and w_a > 0
+        # x = z exp(a) + b, so one more z adds exp(a)
+        scale = more.evaluate(x, h) - layer.evaluate(x, h)
+        w_a, w_b = (torch.linalg.svdvals(w)[0] for w in block.proj_out.weight.chunk(2))  # type: ignore[union-attr,operator]
+        crm = torch.linalg.svdvals((x / scale).mean(0))[0] * w_a + w_b
+        assert found.blocks[0].crm == pytest.approx(crm.item(), rel=1e-3)
     assert found.blocks[0].passes["jacobi"] == pd.solve(layer, "jacobi").passes
     assert found.batch == 3 and len(found.blocks) == 3
     assert set(found.blocks[1].redundancy) == {1, 15} and set(found.blocks[1].jacobian) == {1, 2}

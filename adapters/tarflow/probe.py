@@ -4,7 +4,7 @@ Shapes: B batch, L positions, D values of a position.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallel_decode.adapters.tarflow.decoding import BlockSystem, FlowSystem
+from parallel_decode.adapters.tarflow.decoding import BlockSystem
 from parallel_decode.adapters.tarflow.flow import TarFlow
 from parallel_decode.adapters.tarflow.model import HEAD_DIM, MetaBlock, layer_norm
 from parallel_decode.schedules import Jacobi, Sliding
@@ -104,25 +104,20 @@ def probe(
     if any(not 1 <= o < length for o in (*hidden, *lags)):
         raise ValueError(f"hidden is {list(hidden)} and lags {lags}, expected numbers from 1 to {length - 1}")
     system = flow.example(n, y=y, generator=generator)
-    assert isinstance(system, FlowSystem)
     blocks: list[BlockProbe] = []
-    value: Tensor | None = None
-    for index in range(system.depth):
-        before, value = value, solve(system.layer(index, value), "sequential").value
-        blocks.append(_block(system, index, before, value, hidden, lags, positions))
+
+    def probe_layer(index: int, make: Callable[[], TriangularSystem]) -> Tensor:
+        layer = make()
+        assert isinstance(layer, BlockSystem)
+        value = solve(layer, "sequential").value
+        blocks.append(_block(layer, value, hidden, lags, positions))
+        return value
+
+    system.walk(probe_layer)
     return Probe(tuple(blocks), n)
 
 
-def _block(
-    system: FlowSystem,
-    index: int,
-    before: Tensor | None,
-    x: Tensor,
-    hidden: Sequence[int],
-    lags: Sequence[int],
-    positions: int,
-) -> BlockProbe:
-    layer = system.layer(index, before)
+def _block(layer: BlockSystem, x: Tensor, hidden: Sequence[int], lags: Sequence[int], positions: int) -> BlockProbe:
     block, z = layer.block, layer.z
     full = Window.full(len(layer.at))
     starts = {"system": z, "zeros": torch.cat([x[:, :1], torch.zeros_like(x[:, 1:])], 1)}

@@ -9,6 +9,7 @@ Shapes: B batch, L positions, W positions of a segment, D values of a position.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -147,10 +148,14 @@ def solve(system: LayeredSystem, rules: tuple[Rule, ...]) -> tuple[Tensor, tuple
     Returns:
         the system's output, the sweeps of each layer, and the positions evaluated by all of them.
     """
-    value, sweeps, positions = None, [], 0
-    for index in range(system.depth):
-        value, swept, evaluated = sweep(system.layer(index, value), rules[min(index, len(rules) - 1)])
+    sweeps: list[int] = []
+    positions = 0
+
+    def sweep_layer(index: int, make: Callable[[], TriangularSystem]) -> Tensor:
+        nonlocal positions
+        value, swept, evaluated = sweep(make(), rules[min(index, len(rules) - 1)])
         sweeps.append(swept)
         positions += evaluated
-    assert value is not None
-    return system.output(value), tuple(sweeps), positions
+        return value
+
+    return system.walk(sweep_layer), tuple(sweeps), positions
