@@ -43,8 +43,8 @@ def iterate(
         max_passes: stop after so many.
         watch: called after every pass.
     """
-    options = Options(schedule, schedule.begin(system, guess, tol.tol), tol, schedule.ragged and system.ragged)
-    run = Run(system, guess, options, claim)
+    options = Options(schedule, schedule.begin(system, guess, tol.tol), tol, schedule.ragged and system.ragged, claim)
+    run = Run(system, guess, options)
     fronts, most = run.fronts, math.inf if max_passes is None else max_passes
     while fronts.min < fronts.length and run.trace.passes < most:
         run.make_pass()
@@ -61,6 +61,7 @@ class Options(NamedTuple):
     chooser: Chooser
     tol: Tolerance
     ragged: bool  # whether rows have windows of their own
+    claim: Claim
 
 
 class Run:
@@ -74,17 +75,19 @@ class Run:
         window: of the last pass.
     """
 
-    def __init__(self, system: TriangularSystem, guess: Tensor, options: Options, claim: Claim) -> None:
+    def __init__(self, system: TriangularSystem, guess: Tensor, options: Options) -> None:
         self.rows = Rows(system, guess)
         self.fronts = Fronts(len(guess), guess.shape[1] if guess.numel() else 0, guess.device)
         self.trace = Trace(len(guess))
         self.ended: dict[int, tuple[int, Tensor]] = {}
         self.window = Window(range(0), 0)
-        self._options, self._claim = options, claim
+        self._options = options
         # What draws anew would change final values, were it not to freeze them.
         self._acceptance: Acceptance = Prefix() if options.schedule.freezes or not system.deterministic else Whole()
         self._memory: tuple[Tensor, ...] | None = None  # the correction's
-        self._changed_from: Tensor | int = 0  # of each row, on the host, where rows have windows of their own
+        # Where rows have windows of their own these are of each row, on the host.
+        self._starts: Tensor | int = 0
+        self._changed_from: Tensor | int = 0
 
     def make_pass(self) -> None:
         """A window, f on it, what of it is final, and what follows from that."""
@@ -106,9 +109,9 @@ class Run:
     def evaluate(self, window: Window) -> Tensor:
         """f at the window's positions, of the rows at work: (A, W, *E)."""
         system, x, width = self.rows.system, self.rows.x, len(window.positions)
-        self._claim.evaluating = True
+        self._options.claim.evaluating = True
         new = system.evaluate(x, window)
-        self._claim.evaluating = False
+        self._options.claim.evaluating = False
         expected = (len(x), width, *x.shape[2:])
         if new.shape != expected or new.dtype != x.dtype:
             raise ValueError(
@@ -129,8 +132,9 @@ class Run:
         changed_from = self._changed_from
         if not options.ragged or fronts.uniform:
             first = changed_from if isinstance(changed_from, int) else int(changed_from.min())
+            self._starts = p.start
             return Window(p, min(first, p.start))
-        starts = fronts.host.clamp(max=fronts.length - len(p))
+        starts = self._starts = fronts.host.clamp(max=fronts.length - len(p))
         before = max(0, int((starts - changed_from)[fronts.host < fronts.length].max()))
         return Window(p, p.start - before, (starts - p.start).to(self.rows.x.device, non_blocking=True))
 
@@ -157,15 +161,12 @@ class Run:
 
     def _note_changes(self, window: Window, finite: bool, settled_unchanged: bool) -> None:
         """From where the system has to read again at the next pass."""
-        host = None if window.shift is None else window.shift.cpu() + window.positions.start
         if not finite:  # the system may have kept values that are not: it reads again what this pass did
-            self._changed_from = (
-                window.changed_from if host is None else host - (window.positions.start - window.changed_from)
-            )
+            self._changed_from = self._starts - (window.positions.start - window.changed_from)
         elif settled_unchanged:
-            self._changed_from = self.fronts.min - 1 if host is None else self.fronts.host - 1
+            self._changed_from = (self.fronts.min if window.shift is None else self.fronts.host) - 1
         else:
-            self._changed_from = window.positions.start if host is None else host
+            self._changed_from = self._starts
 
     def _let_rows_leave(self) -> None:
         stay = self.rows.leave(self.fronts.host >= self.fronts.length)

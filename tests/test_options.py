@@ -141,7 +141,7 @@ def damaged(text: str, rng: random.Random) -> str:
 
 
 @pytest.mark.filterwarnings("ignore:this plan was made for")
-@pytest.mark.parametrize("count", [300, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [300, pytest.param(5_000, marks=pytest.mark.slow)])
 def test_damaged_plans(count: int, tmp_path: Path) -> None:
     """A ValueError that names the file, or a plan that solves."""
     path, rng = tmp_path / "plan.json", random.Random(0)
@@ -189,7 +189,7 @@ def random_case(seed: int) -> tuple[Rows, Problem, dict[str, Any]]:
     return Hooked(made, seed, holds=kind != "overflowing") if hooked else made.system(), made, options
 
 
-@pytest.mark.parametrize("count", [1000, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [1000, pytest.param(5_000, marks=pytest.mark.slow)])
 def test_fuzzed_systems(count: int) -> None:
     for seed in range(count):
         system, made, options = random_case(seed)
