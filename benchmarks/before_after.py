@@ -88,19 +88,26 @@ def masked(library: str, features: int, batch: int, tol: float) -> Case:
     data = data if features < 64 else torch.tensor(load_digits().data, dtype=torch.float32)
     data = (data - data.mean()) / data.std()
     made: Any
+    loss: Any
     if library == "zuko":
         made = zuko.flows.MAF(features, hidden_features=(128, 128), transforms=3)
-        density = lambda x: made().log_prob(x)
+
+        def density(x: Any) -> Any:
+            return made().log_prob(x)
+
     else:
         layers = [[MaskedAffineAutoregressiveTransform(features, 128), ReversePermutation(features)] for _ in range(3)]
         made = Flow(CompositeTransform([part for layer in layers for part in layer]), StandardNormal([features]))
-        density = made.log_prob
+
+        def density(x: Any) -> Any:
+            return made.log_prob(x)
+
     optimizer = torch.optim.Adam(made.parameters(), 1e-3)
     for _ in range(300):
         x = data[torch.randint(len(data), (128,))]
         loss = -density(x + 0.2 * torch.randn_like(x)).mean()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     fast = parallel(made.eval(), tol=tol)
     z = torch.randn(batch, features, generator=torch.Generator().manual_seed(0))

@@ -82,3 +82,34 @@ def test_benchmarks_run(words: tuple[str, ...], written: str, expected: str, tmp
     done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
     assert expected in done.stdout
     assert {"machine", "versions"} < json.loads((tmp_path / written).read_text()).keys()
+
+
+def test_every_package_is_listed_for_the_wheel() -> None:
+    """One that is not works from a checkout, and is silently missing from the wheel."""
+    text = (ROOT / "pyproject.toml").read_text()
+    listed = re.search(r"^packages = \[(.*?)\]$", text, re.MULTILINE)
+    mapped = re.search(r"^package-dir = \{(.*?)\}$", text, re.MULTILINE)
+    assert listed and mapped
+    names = set(re.findall(r'"([\w.]+)"', listed[1]))
+    folders = {path.parent for path in (ROOT / "adapters").rglob("__init__.py")}
+    adapters = {f"parallel_decode.{'.'.join(folder.relative_to(ROOT).parts)}": folder for folder in folders}
+    assert names == {"parallel_decode", *adapters}
+    places = dict(re.findall(r'"([\w.]+)" = "([\w/]+)"', mapped[1]))
+    assert places == {name: str(folder.relative_to(ROOT)) for name, folder in adapters.items()}
+
+
+def test_the_modules_of_the_core_form_no_circle_and_no_file_is_long() -> None:
+    """Imports inside functions and for types count, too."""
+    folder = ROOT / "parallel_decode"
+    files = {
+        f"parallel_decode.{path.stem}": path.read_text() for path in folder.glob("*.py") if path.stem != "__init__"
+    }
+    imports = {
+        name: {found for found in re.findall(r"(?:from|import) (parallel_decode\.\w+)", text) if found in files}
+        - {name}
+        for name, text in files.items()
+    }
+    while free := {name for name, needed in imports.items() if not needed}:
+        imports = {name: needed - free for name, needed in imports.items() if name not in free}
+    assert not imports, f"these import one another: {sorted(imports)}"
+    assert {name: lines for name, text in files.items() if (lines := text.count("\n")) > 200} == {}

@@ -404,7 +404,7 @@ def test_bad_options(options: dict[str, Any], error: type[Exception], message: s
         (chain(), {"initial": torch.zeros(2, 20)}, ValueError, "a tensor or None for each of the 3 layers"),
         (pd.from_function(lambda x: None, torch.zeros(1, 4)), {}, TypeError, "f returned a NoneType"),  # type: ignore[arg-type,return-value]
         (pd.from_function(lambda x: x.double(), torch.zeros(1, 4)), {}, ValueError, "f returned torch.float64"),
-        (chain(), {"schedule": pd.Selective(("jacobi",) * 4)}, ValueError, "4 schedules were given for 3 layers: leave out 1"),
+        (chain(), {"schedule": pd.Selective(("jacobi",) * 6)}, ValueError, "6 schedules were given for 3 layers: leave out 3"),
     ],
 )  # fmt: skip
 def test_bad_systems(system: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
