@@ -169,11 +169,13 @@ def test_it_is_a_system_like_others(name: str) -> None:
         assert torch.equal(pd.solve(system, schedule).value, expected)
 
 
-@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("keep_ended", [False, True])
 @pytest.mark.parametrize("criteria", [False, True])
 @pytest.mark.parametrize("sampled", [False, True])
 @pytest.mark.parametrize("name", ["Llama", "Mistral"])
-def test_the_system_inside_generate_is_one_like_others(name: str, sampled: bool, criteria: bool, whole: bool) -> None:
+def test_the_system_inside_generate_is_one_like_others(
+    name: str, sampled: bool, criteria: bool, keep_ended: bool
+) -> None:
     inputs = prompts(3)
     ends: list[Any] = [transformers.EosTokenCriteria(eos_token_id=[3, 4, 5, 6])]
     system = _Generation(
@@ -185,8 +187,8 @@ def test_the_system_inside_generate_is_one_like_others(name: str, sampled: bool,
         guess=NGram(),
         ends=[*ends, Third()] if criteria else ends,
         pad=PAD,
-        keep=(whole, False),
-        whole=whole,
+        keep=(keep_ended, False),
+        keep_ended=keep_ended,
         stream=None,
     )
     points = torch.randint(2, V, (3, 12), generator=torch.Generator().manual_seed(2))

@@ -33,13 +33,20 @@ class _Generation(CausalLM):
     """With ends of text, scores to be kept, and a streamer."""
 
     def __init__(
-        self, *args: Any, ends: Any, pad: int | None, keep: tuple[bool, bool], whole: bool, stream: Any, **more: Any
+        self,
+        *args: Any,
+        ends: Any,
+        pad: int | None,
+        keep: tuple[bool, bool],
+        keep_ended: bool,
+        stream: Any,
+        **more: Any,
     ) -> None:
         super().__init__(*args, **more)
         self.eos, self.criteria = _ends(ends)
         # Without a token that ends rows generate lets all go on until all are done.
         self.pad = pad if self.eos else None
-        self.stream, self.whole, self.keep = stream, whole, keep
+        self.stream, self.keep_ended, self.keep = stream, keep_ended, keep
 
     def _begin(self) -> None:
         super()._begin()
@@ -53,7 +60,7 @@ class _Generation(CausalLM):
         return super().ragged and not any(self.keep)
 
     def select(self, rows: Tensor) -> "CausalLM | None":
-        return None if self.whole or self.criteria or self.stream is not None else super().select(rows)
+        return None if self.keep_ended or self.criteria or self.stream is not None else super().select(rows)
 
     def after_pass(self, x: Tensor, fronts: Tensor) -> Tensor:
         fronts = self._in_step(fronts)
@@ -88,7 +95,7 @@ class _Generation(CausalLM):
         if self.pad is None:
             return
         x[row, length:] = self.pad
-        if not self.whole:
+        if not self.keep_ended:
             self.end(row)
             fronts[row] = self.length
         elif length < int(fronts[row]):  # what was read beyond was no padding: hold the row back
@@ -121,7 +128,7 @@ class _Generation(CausalLM):
 
     def evaluate(self, x: Tensor, window: Window) -> Tensor:
         tokens = super().evaluate(x, window)
-        if self.whole and self.pad is not None:  # as generate does: rows that have ended go on with padding
+        if self.keep_ended and self.pad is not None:  # as generate does: rows that have ended go on with padding
             ends = torch.isin(x, torch.tensor(sorted(self.eos), device=x.device)).long()
             over = window.indices(x.device) >= self.lengths[self.rows][:, None].to(x.device)
             tokens = torch.where(over | (window.take(ends.cumsum(1) - ends) > 0), self.pad, tokens)
@@ -230,7 +237,7 @@ def parallel_generate(
         ends=stopping_criteria,
         pad=None if pad is None else int(pad),
         keep=(bool(outputs and config.output_scores), bool(outputs and config.output_logits)),
-        whole=bool(outputs),
+        keep_ended=bool(outputs),
         stream=stream,
     )
     chosen = Adaptive() if schedule == "auto" else as_schedule(schedule)

@@ -58,7 +58,7 @@ class Processors:
     Attributes:
         unknown: names of those that are not known to be functions: windows of one position for all rows are what they get. One's own
             says that it is a function of a row's tokens and logits by an attribute `is_pure = True`.
-        whole: whether they want the whole batch at the same position.
+        lockstep: whether they want all rows at the same position.
     """
 
     def __init__(self, processors: Any) -> None:
@@ -68,7 +68,7 @@ class Processors:
         self.unknown = [
             type(p).__name__ for p, kind in zip(self.processors, self.kinds, strict=True) if kind not in known
         ]
-        self.whole = bool(self.unknown) or any(kind in OF_ROW | {"of row"} for kind in self.kinds)
+        self.lockstep = bool(self.unknown) or any(kind in OF_ROW | {"of row"} for kind in self.kinds)
 
     def __call__(self, text: Tensor, logits: Tensor, lengths: Tensor) -> Tensor:
         """Scores, shape (B, W, V).

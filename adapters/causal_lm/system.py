@@ -50,7 +50,7 @@ class CausalLM(TriangularSystem):
         draft_kinds: of the drafts that are in place, by row; rows that have ended are not there.
         left: how many tokens each row may still get, likewise.
         plan: says how wide the next window will be, so that no more is drafted.
-        listeners: are told of each draft its kind, how many of its tokens came true, and how many were read.
+        listeners: called for each draft with its kind, how many of its tokens were accepted, and how many were read.
 
     Raises:
         NotImplementedError: the model's cache cannot be rewound.
@@ -122,7 +122,7 @@ class CausalLM(TriangularSystem):
 
     @property
     def ragged(self) -> bool:  # type: ignore[override]
-        return not (self.slots.aligned or self.processors.whole or self.tie_tolerance)
+        return not (self.slots.aligned or self.processors.lockstep or self.tie_tolerance)
 
     @property
     def cost_key(self) -> Any:  # type: ignore[override]
@@ -182,19 +182,19 @@ class CausalLM(TriangularSystem):
                 self.guessed[rows, positions] = True
 
     def select(self, rows: Tensor) -> "CausalLM | None":
-        if self.processors.whole or self.slots.static:
+        if self.processors.lockstep or self.slots.static:
             return None
-        host, fewer = rows.cpu(), copy.copy(self)
+        host, subset = rows.cpu(), copy.copy(self)
         self.slots.select(rows)
         self.slots = Slots(
             DynamicCache(config=self.model.config), len(self.prompt), 1
         )  # these rows take the other along
         for name in ("prompt", "position_ids", "mask", "guessed"):
-            setattr(fewer, name, getattr(self, name)[rows])
-        fewer.rows, fewer.ended = self.rows[host], self.ended[host]
+            setattr(subset, name, getattr(self, name)[rows])
+        subset.rows, subset.ended = self.rows[host], self.ended[host]
         for name in ("texts", "prompts", "drafted"):
-            setattr(fewer, name, [getattr(self, name)[row] for row in host.tolist()])
-        return fewer
+            setattr(subset, name, [getattr(self, name)[row] for row in host.tolist()])
+        return subset
 
     @property
     def deterministic(self) -> bool:  # type: ignore[override]

@@ -66,7 +66,7 @@ class ParallelNflows(Parallel):
         apart = scale is not None and self.options.tol > 0
         last: Tensor | None = None  # the scale (B, D) of an affine transform, or the log determinant (B,) of another
         with torch.no_grad():
-            known = _network(transform.autoregressive_net, context, apart)
+            prepared = _network(transform.autoregressive_net, context, apart)
 
         def inverse(parameters: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             if scale is None:
@@ -82,7 +82,7 @@ class ParallelNflows(Parallel):
             nonlocal last
             if torch.is_grad_enabled():
                 return transform._elementwise_inverse(inputs, transform.autoregressive_net(x, context))[0]  # type: ignore[no-any-return]
-            outputs, last = inverse(known(x), inputs)
+            outputs, last = inverse(prepared(x), inputs)
             return outputs
 
         def of_rows(rows: Tensor) -> Sweep:

@@ -62,15 +62,15 @@ class _Transform(AutoregressiveTransform):  # type: ignore[misc]
             y, c = y.expand(*shape, y.shape[-1]), c.expand(*shape, c.shape[-1])
         flat = y.reshape(-1, y.shape[-1])
         with torch.no_grad():
-            known = _Chain(lazy.hyper, lazy.total if lazy.options.tol > 0 and not any(lazy.shapes) else 1)
+            prepared = _Chain(lazy.hyper, lazy.total if lazy.options.tol > 0 and not any(lazy.shapes) else 1)
 
         def sweep(x: Tensor) -> Tensor:
-            network = None if torch.is_grad_enabled() else known
+            network = None if torch.is_grad_enabled() else prepared
             return _inverse(lazy, network, c, x.view(y.shape), y).reshape(x.shape)
 
         def of_rows(rows: Tensor) -> Sweep:
             some, values = None if c is None else c.reshape(-1, c.shape[-1])[rows], flat[rows]
-            return lambda x: _inverse(lazy, known, some, x, values)
+            return lambda x: _inverse(lazy, prepared, some, x, values)
 
         x, _ = lazy.invert(sweep, of_rows, flat, c, self.passes)
         return x.view(y.shape)  # type: ignore[no-any-return]
@@ -110,14 +110,14 @@ def _plain(layer: Any) -> bool:
     return type(layer) is MaskedLinear and not layer._forward_hooks and not layer._forward_pre_hooks
 
 
-def _inverse(lazy: Any, known: _Chain | None, c: Tensor | None, x: Tensor, y: Tensor) -> Tensor:
+def _inverse(lazy: Any, prepared: _Chain | None, c: Tensor | None, x: Tensor, y: Tensor) -> Tensor:
     """`lazy.meta(c, x).inv(y)` by the same operations on the same numbers, without the objects around them."""
     if type(lazy).meta is not MaskedAutoregressiveTransform.meta:
         return lazy.meta(c, x).inv(y)  # type: ignore[no-any-return]
     x = x if c is None else torch.cat((x, c), -1)
-    if known is not None and known.apart:
-        each = known(x).view(*x.shape[:-1], lazy.total, -1).unbind(-2)
+    if prepared is not None and prepared.apart:
+        each = prepared(x).view(*x.shape[:-1], lazy.total, -1).unbind(-2)
     else:
-        parameters = (known or lazy.hyper)(x).unflatten(-1, (-1, lazy.total))
+        parameters = (prepared or lazy.hyper)(x).unflatten(-1, (-1, lazy.total))
         each = unpack(parameters, lazy.shapes) if any(lazy.shapes) else parameters.unbind(-1)
     return lazy.univariate(*each)._inv_call(y)  # type: ignore[no-any-return]

@@ -180,12 +180,12 @@ class Network:
 
     def select(self, rows: Tensor) -> "Network":
         """The same for some rows of the batch."""
-        fewer = copy.copy(self)
+        subset = copy.copy(self)
         if self.condition is not None and len(self.condition) > 1:
-            fewer.condition = self.condition[rows]
+            subset.condition = self.condition[rows]
         if self.temp is not None:
-            fewer.temp = self.temp[rows]
-        return fewer
+            subset.temp = self.temp[rows]
+        return subset
 
 
 class _Read:
@@ -332,13 +332,13 @@ class BlockSystem(TriangularSystem):
             return None
         both = torch.cat([rows, rows + len(self.z)]) if self.guidance else rows
         y = None if self.y is None else self.y[rows.to(self.y.device)]
-        fewer = BlockSystem(self.block, self.z[rows], y, self.guidance, self.storage)
+        subset = BlockSystem(self.block, self.z[rows], y, self.guidance, self.storage)
         if self.network is not None and self.storage.owner is self:
             with torch.inference_mode():
-                fewer.network = self.network.select(both)
+                subset.network = self.network.select(both)
                 self.storage.select(both)
-            self.storage.owner = fewer
-        return fewer
+            self.storage.owner = subset
+        return subset
 
     def _load(self, dtype: torch.dtype) -> Network:
         network = Network(self.block, self.y, self.guidance, len(self.z), dtype)

@@ -97,7 +97,7 @@ def command(others: Others = lambda flow, segments, caps: {}) -> Callable[..., N
         for size in sizes:
             title = f"batch {size}, {dtype} on {place.type}"
             with console.status(title) as status:
-                one = replace(setting, batch=size, told=partial(_show, status, title))
+                one = replace(setting, batch=size, notify=partial(_show, status, title))
                 if blocks:
                     measured[str(size)] = suite.blocks(flow, chosen, one)
                 else:

@@ -59,12 +59,12 @@ def interleave(
     runs: int,
     budget: float | None = None,
     deadline: float | None = None,
-    told: Callable[[str], None] = lambda message: None,
+    notify: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Timing]:
     """Time the cases in turn, round after round (A B C A B C ...), so that what else the machine does meets all of them.
 
     Two runs of each warm up: the first compiles and allocates, the second says about how long the case takes; `Auto`, which
-    learns for some calls, has more, and its first is told as `cold`. Cases that
+    learns for some calls, has more, and its first is noted as `cold`. Cases that
     take more than four times the baseline's time run in the first three rounds only.
 
     Args:
@@ -73,8 +73,8 @@ def interleave(
         runs: the rounds.
         budget: seconds for all rounds together: fewer rounds, but five (or `runs`, if that is less).
         deadline: the `time.perf_counter()` at which to stop whatever is missing. A case is begun only if it is expected to end by
-            then; one without a timed run is left out of what is returned, and `told` says so.
-        told: called with a line of text now and then.
+            then; one without a timed run is left out of what is returned, and `notify` says so.
+        notify: called with a line of text now and then.
 
     Raises:
         ValueError: `runs` is less than 1, or `baseline` is not among the cases.
@@ -100,7 +100,7 @@ def interleave(
     for name, case in cases.items():
         if late():
             break
-        told(f"{name}: warming up")
+        notify(f"{name}: warming up")
         cold, _ = _timed(case)
         for _ in range(LEARNS if name.startswith("auto") else 1):
             expected[name], outcome = _timed(case)
@@ -114,12 +114,12 @@ def interleave(
         for name, timing in timings.items():
             if (name in slow and number >= SLOW_ROUNDS) or late(expected[name]):
                 continue
-            told(f"{name}: round {number + 1} of {runs}")
+            notify(f"{name}: round {number + 1} of {runs}")
             seconds, timing.outcome = _timed(cases[name])
             timing.seconds.append(seconds)
     for name in cases:
         if name not in timings or not timings[name].seconds:
-            told(f"{name}: left out, no time was left")
+            notify(f"{name}: left out, no time was left")
     return {name: timing for name, timing in timings.items() if timing.seconds}
 
 

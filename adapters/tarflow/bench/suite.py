@@ -42,7 +42,7 @@ class Setting:
         tol: see `pd.solve`; None is its default, and under bfloat16 or float16 the machine epsilon of that type.
         runs, budget, deadline: see `interleave`.
         memory: run everything once more for its peak memory.
-        told: called with a line of text now and then.
+        notify: called with a line of text now and then.
     """
 
     batch: int
@@ -53,7 +53,7 @@ class Setting:
     budget: float | None = None
     deadline: float | None = None
     memory: bool = False
-    told: Callable[[str], None] = lambda message: None
+    notify: Callable[[str], None] = lambda message: None
 
     def noise(self, flow: TarFlow) -> tuple[Tensor, Tensor | None]:
         """z, shape (B, L, D), and classes, shape (B,), all in turn; None without classes."""
@@ -74,7 +74,7 @@ class Setting:
             runs=self.runs,
             budget=self.budget,
             deadline=self.deadline,
-            told=self.told,
+            notify=self.notify,
         )
 
     @property
@@ -253,7 +253,7 @@ def whole(flow: TarFlow, methods: Mapping[str, Method], setting: Setting) -> dic
             rows[name]["from_float32"] = deviations(value, exact)
     if setting.memory:
         for name, figures in rows.items():
-            setting.told(f"{name}: memory")
+            setting.notify(f"{name}: memory")
             with precision(setting.dtype, flow.var.device):
                 figures["peak_memory_mib"] = round(peak_memory(cases[name], flow.var.device) / 2**20, 2)
     return rows
