@@ -302,3 +302,31 @@ def watch_finals(system: pd.TriangularSystem, schedule: pd.Schedule, **options: 
         last[:] = [(p.front.clone(), p.x.clone())]
 
     return pd.solve(system, schedule, callback=look, **options)
+
+
+class Caching(Hooked):
+    """It keeps what it read, as a key-value cache does, and sees to it that what it is not asked to read again is as it was."""
+
+    def initial(self) -> Tensor:
+        self.cache = torch.full_like(self.guess, 99)
+        return super().initial()
+
+    def evaluate(self, x: Tensor, window: pd.Window) -> Tensor:
+        starts = torch.as_tensor(window.start).expand(len(x))
+        before, width = window.positions.start - window.changed_from, window.positions[-1] - window.positions.start
+        for row, number in enumerate(self.rows.tolist()):
+            if int(self.ended[number]) < self.length:
+                continue
+            start = int(starts[row])
+            first = max(start - before, 0)
+            assert torch.equal(self.cache[number, :first].nan_to_num(), x[row, :first].nan_to_num()), (
+                f"row {number} changed before {first}, and {window} does not say so"
+            )
+            self.cache[number, first : start + width] = x[row, first : start + width]
+            self.cache[number, start + width :] = 99
+        return super().evaluate(x, window)
+
+    def select(self, rows: Tensor) -> "Caching":
+        subset = Caching(self.problem, like=self, rows=self.rows[rows], **self.options)
+        subset.cache = self.cache
+        return subset

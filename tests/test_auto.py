@@ -277,3 +277,28 @@ def test_another_batch_size_begins_with_the_nearest(clock: Clock) -> None:
     assert gains_of("key", (), 4) is first and gains_of("key", (1,), 4) is not first
     assert list(gains_of("key", (), 8).measured[Arm(8)]) == [0.25]
     assert list(gains_of("key", (), 60).measured[Arm(8)]) == [0.75]
+
+
+@pytest.mark.parametrize(
+    ("width", "length", "passes", "gained", "judged"),
+    [
+        (1, 100, 99, 99, False),  # ordinary decoding has nothing to learn
+        (8, 100, 1, 50, True),
+        (8, 100, 1, 49, False),
+        (8, 100, 9, 25, False),  # a trial is 8 passes and a quarter of the width
+        (8, 100, 10, 25, True),
+        (8, 100, 10, 24, False),
+        (8, 100, 24, 24, False),
+        (8, 100, 25, 24, True),
+        (64, 400, 23, 100, False),
+        (64, 400, 24, 100, True),
+        (128, 400, 95, 100, False),
+        (128, 400, 96, 100, True),
+    ],
+)
+def test_when_an_arm_is_judged(width: int, length: int, passes: int, gained: int, judged: bool) -> None:
+    gains = Gains()
+    tuner = _tuner.Tuner(None, Costs(), gains, [Arm(1), Arm(width)], False)
+    tuner._passes, tuner._front = passes - 1, 7
+    assert tuner._note_gain(Arm(width), 7 + gained, length) == judged
+    assert gains.latest == ({Arm(width): passes / gained} if judged else {})

@@ -80,6 +80,15 @@ def test_what_a_comparison_of_numbers_overlooks(case: Case, schedule: pd.Schedul
 
 
 @every_schedule
+def test_a_guess_that_is_right_but_for_the_sign_of_a_zero(schedule: pd.Schedule) -> None:
+    """What follows it in the guess fits the wrong sign: no number changes in the first pass."""
+    guess = sequential(_signs, ZEROS)
+    guess[:, 1], guess[:, 2], guess[:, 3] = 0.0, 1.0, -0.0
+    solution = pd.solve(pd.from_function(_signs, ZEROS), schedule, tol=0, initial=guess)
+    assert same_bits(solution.value, sequential(_signs, ZEROS))
+
+
+@every_schedule
 def test_flushed_denormals(schedule: pd.Schedule, flush_denormal: None) -> None:
     """Neighbouring numbers then have the difference 0."""
     case = CASES[2]

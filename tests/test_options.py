@@ -109,6 +109,29 @@ def test_messages(make: Callable[[], Any], message: str) -> None:
         make()
 
 
+def test_a_schedule_shows_the_options_that_are_not_the_default() -> None:
+    assert repr(pd.Jacobi(start="".join(["sys", "tem"]), tol=None)) == "Jacobi()"  # type: ignore[arg-type]
+    assert repr(pd.Sliding(tol=0.5, start="zeros")) == "Sliding(tol=0.5, start='zeros', width=64)"
+
+
+@pytest.mark.parametrize("kind", [pd.Correction, pd.Schedule, pd.TriangularSystem, pd.LayeredSystem])
+def test_interfaces_are_abstract(kind: type) -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        kind()
+
+
+@pytest.mark.parametrize("missing", ["length", "initial", "evaluate", "depth", "layer", "output"])
+def test_every_part_of_a_system_is_asked_for(missing: str) -> None:
+    parts: dict[str, Any] = {name: print for name in ("length", "initial", "evaluate", "depth", "layer", "output")}
+    for base in (pd.TriangularSystem, pd.LayeredSystem):
+        made = {name: part for name, part in parts.items() if name != missing}
+        whole = type("Whole", (base,), parts)()
+        assert whole is not None
+        if missing in base.__abstractmethods__:
+            with pytest.raises(TypeError, match=missing):
+                type("Partial", (base,), made)()
+
+
 def test_plans_can_be_hashed_and_compared() -> None:
     measurements = ((Measurement(pd.Jacobi(), 1.0, 2, 0.0),),)
     plan = pd.Plan(("jacobi",), {"batch": 3}, measurements)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import parallel_decode as pd
 from tests.systems import (
+    Caching,
     Hooked,
     Problem,
     RandomCorrection,
@@ -198,3 +199,20 @@ def test_fronts_are_those_that_the_hook_returned() -> None:
     assert solution.layers[0].fronts.tolist() == seen == expected
     assert system.sizes == [2, 2, 1, 1, 1]
     assert solution.value.tolist() == [[1, 2, 3, 4, 5], [1, 2, 0, 0, 0]]
+
+
+@every_schedule
+@sampled
+@given(
+    problem=problems("tanh", "event", "integer", "overflowing"),
+    seed=st.integers(0, 2**20),
+    tol=st.sampled_from([0.0, 0.05]),
+)
+def test_what_a_system_is_not_asked_to_read_again_has_not_changed(
+    problem: Problem, seed: int, tol: float, schedule: pd.Schedule
+) -> None:
+    overflows = problem.kind == "overflowing"
+    system = Caching(problem, seed, holds=not overflows, ends=not overflows)
+    solution = pd.solve(system, schedule, tol=0 if problem.kind == "integer" else tol)
+    if tol == 0:
+        assert torch.equal(solution.value.nan_to_num(3.0), system.truth().nan_to_num(3.0))

@@ -233,6 +233,9 @@ def test_under_autocast() -> None:
         ({"memory": 0}, ValueError, "memory 0"),
         ({"ridge": 0.0}, ValueError, "ridge is 0.0"),
         ({"ridge": math.nan}, ValueError, "ridge is nan"),
+        ({"ridge": -1.0}, ValueError, "ridge is -1.0"),
+        ({"ridge": True}, TypeError, "ridge is True"),
+        ({"order": -1}, ValueError, "order is -1"),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], error: type[Exception], message: str) -> None:
