@@ -109,13 +109,15 @@ class Consistent(Acceptance):
         change, settled = tol.compare(new, old)
         if usable is not None:
             settled &= usable
-        final = torch.arange(fronts.length, device=new.device) < fronts.device[:, None]
-        marks = final if self.marks is None else self.marks | final
+        marks = self.marks
+        if marks is None:
+            marks = torch.arange(fronts.length, device=new.device) < fronts.device[:, None]
         moved = torch.zeros_like(marks)
         moved[:, window.slice] = ~settled
         marks[:, window.slice] = True if usable is None else usable
         self.marks = marks & (moved.cumsum(1) <= moved)
-        return Accepted.of(torch.maximum(self.marks.cumprod(1).sum(1), fronts.device), change)
+        front = self.marks.cumprod(1).sum(1)
+        return Accepted.of(front if fronts.uniform else torch.maximum(front, fronts.device), change)
 
     def select(self, keep: Tensor) -> None:
         self.marks = None if self.marks is None else self.marks[keep]

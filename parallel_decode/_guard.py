@@ -62,6 +62,7 @@ def guard(
         stuck &= here == fronts.min  # the others can wait until they are the slowest
     if not stuck.any():
         return Guarded(new, accepted, {})
+    acceptance.written(None)  # it does not know of what follows
     x[stuck[:, None] & (torch.arange(fronts.length, device=x.device) >= here[:, None])] = 0
     shift = None if window.shift is None else here.clamp(max=fronts.length - 1) - fronts.min
     alone = evaluate(Window(range(fronts.min, fronts.min + 1), window.changed_from, shift))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from parallel_decode._options import check_kind
+from parallel_decode._tolerance import all_finite
 from parallel_decode.schedules import Schedule
 from parallel_decode.system import LayeredSystem, TriangularSystem
 
@@ -49,4 +50,4 @@ def first_iterate(system: TriangularSystem, schedule: Schedule, guess: Tensor | 
             f"initial is {guess.dtype} of shape {tuple(guess.shape)}, expected {own.dtype} of shape {tuple(own.shape)}"
         )
     first = torch.empty(own.shape, dtype=own.dtype, device=own.device).copy_(guess.detach())
-    return first.masked_fill_(~first.isfinite(), 0) if first.is_floating_point() else first
+    return first if all_finite(first) else first.masked_fill_(~first.isfinite(), 0)

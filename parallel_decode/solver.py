@@ -140,7 +140,9 @@ def solve(
             residual, bound = verified(layer, value, claim) if verify else (None, None)
         trace = run.trace
         layers.append(LayerStats(schedules[index], trace.passes, trace.positions, seconds, trace, residual, bound))
-        status[:] = [max(pair, key=list(Status).index) for pair in zip(status or ends, ends, strict=True)]
+        if status and status != ends:  # the worse of each two
+            ends = [max(pair, key=list(Status).index) for pair in zip(status, ends, strict=True)]
+        status[:] = ends
         return attach(layer, value, exact=tolerance.tol == 0) if differentiable else value
 
     with torch.set_grad_enabled(differentiable):

@@ -45,12 +45,14 @@ class Window(NamedTuple):
     def take(self, x: Tensor) -> Tensor:
         """The values at the window's positions: (B, L, *E) to (B, W, *E)."""
         if self.shift is None:
-            return x[:, self.slice]
+            return x if len(self.positions) == x.shape[1] else x[:, self.slice]
         return x[torch.arange(len(x), device=x.device)[:, None], self.indices(x.device)]
 
     def put(self, x: Tensor, values: Tensor) -> None:
         """Write values, shape (B, W, *E), to the window's positions of x, shape (B, L, *E)."""
-        if self.shift is None:
+        if self.shift is None and len(self.positions) == x.shape[1]:
+            x.copy_(values)
+        elif self.shift is None:
             x[:, self.slice] = values
         else:
             x[torch.arange(len(x), device=x.device)[:, None], self.indices(x.device)] = values
