@@ -156,7 +156,10 @@ def serve(checkpoint: str | None) -> None:
         if name not in ready:
             ready[name] = known[name]()
             ready[name]()
-        print(json.dumps(ready[name]()), flush=True)
+        turns, end = [ready[name]()], time.perf_counter() + 0.2
+        while time.perf_counter() < end:  # short cases are repeated within a turn
+            turns.append(ready[name]())
+        print(json.dumps([statistics.median(took for took, _ in turns), turns[0][1]]), flush=True)
 
 
 def main() -> None:
