@@ -338,3 +338,20 @@ def test_a_correction_begins_anew_after_a_value_that_is_not_finite() -> None:
 def test_the_tests_systems_move() -> None:
     """Helpers that stand still would prove nothing."""
     assert pd.solve(halves(), tol=0).passes == 40
+
+
+def test_rows_that_are_done_stay_within_the_positions_there_are() -> None:
+    """Where every row has a window of its own, and one is done and has not left yet."""
+    asked: list[Window] = []
+
+    def evaluate(window: Window) -> Tensor:
+        asked.append(window)
+        return torch.tensor([[4.0], [5.0], [6.0]])
+
+    fronts, x = fronts_at(2, 6, 5, length=6), torch.full((3, 6), 0.5)
+    window = Window(range(2, 4), 1, torch.tensor([0, 2, 2]))
+    new = torch.tensor([[nan, nan], [0.5, 0.5], [0.5, nan]])
+    taken, accepted, ended = guard(x, window, new, window.take(x), fronts, Tolerance(0.0), Prefix(), evaluate)
+    assert asked[0].shift is not None and asked[0].shift.tolist() == [0, 3, 3]
+    assert torch.as_tensor(accepted.fronts).tolist() == [3, 6, 6] and not ended
+    assert taken.tolist() == [[4.0, 0.0], [0.5, 0.5], [0.5, 6.0]]
