@@ -3,6 +3,7 @@
 A *system* is what to solve, x_l = f_l(x_<l); a *schedule* is which positions each pass evaluates; `solve` does it.
 """
 
+from parallel_decode._guard import NotFinite as NotFinite
 from parallel_decode.auto import Auto as Auto
 from parallel_decode.calibration import calibrate as calibrate
 from parallel_decode.correction import Correction as Correction

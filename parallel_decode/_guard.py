@@ -15,6 +15,19 @@ from parallel_decode._tolerance import Tolerance, event_all, like
 from parallel_decode.window import Window
 
 
+class NotFinite(ArithmeticError):
+    """Some values of a pass are not finite, and the system's positions are not in the order that the guard needs.
+
+    Attributes:
+        x: the iterate before the pass, shape (B, L, *E).
+        new: what the pass gave, of the same shape.
+    """
+
+    def __init__(self, x: Tensor, new: Tensor) -> None:
+        super().__init__("a sweep gave values that are not finite: solve a system whose positions are in order")
+        self.x, self.new = x, new
+
+
 class Guarded(NamedTuple):
     """A pass that may be taken.
 

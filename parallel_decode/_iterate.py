@@ -13,7 +13,7 @@ from torch import Tensor
 from parallel_decode._acceptance import Acceptance, Accepted, Consistent, Prefix, Whole
 from parallel_decode._claims import Claim
 from parallel_decode._fronts import Fronts
-from parallel_decode._guard import guard
+from parallel_decode._guard import NotFinite, guard
 from parallel_decode._hook import after_pass
 from parallel_decode._rows import Rows
 from parallel_decode._tolerance import Tolerance
@@ -43,6 +43,10 @@ def iterate(
         max_passes: stop after so many.
         watch: called after every pass.
     """
+    if schedule.freezes and not system.ordered:
+        raise ValueError(
+            f"the positions of {type(system).__name__} are not in order: {schedule!r} would freeze what is not final, Jacobi(freeze=False) does not"
+        )
     options = Options(schedule, schedule.begin(system, guess, tol.tol), tol, schedule.ragged and system.ragged, claim)
     run = Run(system, guess, options)
     fronts, most = run.fronts, math.inf if max_passes is None else max_passes
@@ -153,6 +157,8 @@ class Run:
             corrected, self._memory = chooser.correction.correct(self.rows.x, new, window, self._memory)
             new = torch.where(corrected == new, new, corrected)  # adding 0 would turn -0.0 to 0.0
         accepted = self._acceptance.accept(window, new, old, fronts, tol)
+        if not accepted.finite and not self.rows.system.ordered:
+            raise NotFinite(self.rows.x, new)
         if not accepted.finite:
             self._acceptance, self._memory = self._acceptance.guarded(), None
             new, accepted, ended = guard(self.rows.x, window, new, old, fronts, tol, self._acceptance, self.evaluate)

@@ -4,7 +4,7 @@ An adapter's commands are a typer app named `app` in its module `cli`.
 """
 
 import importlib
-import pkgutil
+from pathlib import Path
 
 from parallel_decode import adapters
 
@@ -19,13 +19,14 @@ app = typer.Typer(help="Autoregressive models that generate in parallel.", no_ar
 def collect() -> dict[str, str]:
     """Add the commands of every adapter; returns the adapters that were left out, and the modules that they miss."""
     missing = {}
-    for package in pkgutil.iter_modules(adapters.__path__):
-        name = f"{adapters.__name__}.{package.name}.cli"
+    for path in sorted(path for folder in adapters.__path__ for path in Path(folder).glob("*/cli.py")):
+        adapter = path.parent.name  # the others have no commands, and are not imported
         try:
-            app.registered_commands += importlib.import_module(name).app.registered_commands
+            app.registered_commands += importlib.import_module(
+                f"{adapters.__name__}.{adapter}.cli"
+            ).app.registered_commands
         except ModuleNotFoundError as error:
-            if error.name != name:  # otherwise it has no commands
-                missing[package.name] = str(error.name)
+            missing[adapter] = str(error.name)
     return missing
 
 

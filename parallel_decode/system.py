@@ -24,6 +24,8 @@ class TriangularSystem(ABC):
         ragged: whether `evaluate` takes windows with a `shift`, where every row has positions of its own.
         deterministic: False where `evaluate` draws anew at every call (the coupling of Speculative Jacobi Decoding, say). A
             solution is then a sample of the model's distribution, and its status says so.
+        ordered: False where positions are numbered otherwise than in the order of their dependencies. Only sweeps over everything
+            (`Jacobi(freeze=False)`) solve such a system, and a value that is not finite raises `NotFinite`.
         identity: as of a `LayeredSystem`.
         cost_key, gain_key: the keys under which `Auto` remembers its measurements: systems with equal `cost_key` take equally long
             for a pass, and systems with equal `gain_key` converge alike. None, if nothing is to be remembered.
@@ -32,6 +34,7 @@ class TriangularSystem(ABC):
     lipschitz: Tensor | None = None
     ragged: bool = False
     deterministic: bool = True
+    ordered: bool = True
     identity: Mapping[str, str | int | float] = MappingProxyType({})
     cost_key: Hashable | None = None
     gain_key: Hashable | None = None

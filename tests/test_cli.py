@@ -90,3 +90,8 @@ def test_without_typer_the_command_line_says_what_it_needs() -> None:
     block = "import sys; sys.modules['typer'] = None; from parallel_decode.cli import app"
     done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, check=False)
     assert done.returncode == 1 and 'pip install "parallel-decode[demo]"' in done.stderr
+
+
+def test_adapters_without_commands_are_not_imported() -> None:
+    check = "import sys, parallel_decode.cli as cli; assert not cli.LEFT_OUT; assert not {'transformers', 'zuko'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True)

@@ -16,10 +16,11 @@ import torch
 import zuko
 from torch import Tensor, nn
 
+import parallel_decode as pd
 from parallel_decode.adapters.maf import inverse, parallel
-from parallel_decode.adapters.maf.inverse import Parallel
+from parallel_decode.adapters.maf.inverse import Parallel, _swept
 from parallel_decode.adapters.maf.order import Order, generations, reach
-from parallel_decode.adapters.maf.system import MaskedSystem
+from parallel_decode.adapters.maf.system import MaskedSystem, Sweeps
 from parallel_decode.testing import check_system
 
 D, C = 12, 3
@@ -337,7 +338,7 @@ def test_sequential_inversion_is_finite_where_the_librarys_is_not() -> None:
         for parameter in flow.parameters():
             parameter.mul_(12)
         y = torch.randn(32, 48)
-        own, ours = flow.transform().inv(y), parallel(flow).transform().inv(y)
+        own, ours = flow.transform().inv(y), (fast := parallel(flow)).transform().inv(y)
         truth = torch.zeros_like(y)  # position by position, the tail held at zero
         (transform,) = flow.transform.transforms
         for position in range(48):
@@ -346,6 +347,8 @@ def test_sequential_inversion_is_finite_where_the_librarys_is_not() -> None:
     assert torch.equal(ours[finite], own[finite])
     assert truth.isfinite().all(1).sum() > finite.sum()
     assert torch.equal(ours.isfinite().all(1), truth.isfinite().all(1))
+    last = drop_ins(fast)[0].last_solution
+    assert last is not None and 0 < len(last.value) < 32, "rows that do not overflow are not solved again"
 
 
 def test_a_row_that_is_lost_does_not_hold_up_the_others() -> None:
@@ -440,3 +443,24 @@ def test_posteriors_of_sbi(kind: str, tmp_path: Path, monkeypatch: pytest.Monkey
         assert torch.equal(*samples)
         assert torch.equal(posterior.log_prob(samples[0], x=x), fast.log_prob(samples[0], x=x))
     assert drop_ins(fast.posterior_estimator)[0].last_solution is not None
+
+
+@pytest.mark.parametrize("spoilt", range(6))
+def test_what_overflows_far_from_the_first_feature_freezes_nothing(spoilt: int) -> None:
+    """Sweeps do not know the order of the features, so no position may become final before the sweeps are done."""
+
+    def sweep(x: Tensor) -> Tensor:  # feature d is 1 + feature d + 1: the last comes first
+        y = 1 + torch.nn.functional.pad(x, (-1, 1))
+        y[1, spoilt] = torch.where(x[1, spoilt:].sum() == 0, torch.inf, y[1, spoilt])  # by the first guess alone
+        return y
+
+    x, left, _ = _swept(Sweeps(sweep, torch.zeros(3, 6), 6), 0.0)
+    assert left.tolist() == [False, True, False]
+    assert x[~left].tolist() == [[6, 5, 4, 3, 2, 1]] * 2
+
+
+def test_sweeps_cannot_be_solved_by_schedules_that_freeze() -> None:
+    sweeps = Sweeps(lambda x: x * 0, torch.ones(2, 4), 4)
+    for schedule in ("sequential", "jacobi", pd.Sliding(2), "auto"):
+        with pytest.raises(ValueError, match=r"the positions of Sweeps are not in order: .*freeze=False"):
+            pd.solve(sweeps, schedule)

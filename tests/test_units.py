@@ -18,7 +18,7 @@ from parallel_decode._tolerance import Tolerance
 from parallel_decode._trace import Trace
 from parallel_decode.window import Window
 from tests import systems
-from tests.systems import halves, shift
+from tests.systems import shift
 
 CPU = torch.device("cpu")
 nan, inf = math.nan, math.inf
@@ -333,11 +333,6 @@ def test_a_correction_begins_anew_after_a_value_that_is_not_finite() -> None:
 
     pd.solve(pd.from_function(f, torch.zeros(1, 8, dtype=torch.float64)), pd.Jacobi(correction=Counts()), tol=0)
     assert memories == [0, 0, 0, 0, 1, 2, 3]
-
-
-def test_the_tests_systems_move() -> None:
-    """Helpers that stand still would prove nothing."""
-    assert pd.solve(halves(), tol=0).passes == 40
 
 
 def test_rows_that_are_done_stay_within_the_positions_there_are() -> None:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from parallel_decode._adjoint import attach
+from parallel_decode._guard import NotFinite
 from parallel_decode.adapters.maf.order import Order, generations
-from parallel_decode.adapters.maf.system import MaskedSystem, NotFinite, Sweep, Sweeps
+from parallel_decode.adapters.maf.system import MaskedSystem, Sweep, Sweeps
 from parallel_decode.schedules import Jacobi
 from parallel_decode.solution import Solution
 from parallel_decode.solver import solve
@@ -71,24 +72,20 @@ class Parallel(nn.Module):
         Returns:
             x, and whether the last call of `sweep` was the one that found it.
         """
-        tol, swept = self.options.tol, False
+        tol = self.options.tol
         with torch.no_grad():
-            rows_leave = tol > 0 and y.numel() >= MANY
-            guess = torch.zeros_like(y)
-            if not rows_leave:
-                try:  # sweeps in the library's own order cost the least
-                    solution, swept = solve(Sweeps(sweep, y, passes), Jacobi(freeze=False), tol=tol), True
-                    x = solution.value.view(y.shape)
-                except NotFinite as overflow:
-                    guess = overflow.x
-            if not swept:
+            if tol == 0 or y.numel() < MANY:  # sweeps in the library's own order cost the least
+                x, left, self.last_solution = _swept(Sweeps(sweep, y, passes), tol)
+            else:
+                x, left = torch.empty_like(y), torch.ones(len(y), dtype=torch.bool, device=y.device)
+            rest = left.nonzero()[:, 0]
+            if len(rest):  # in order, what overflows beyond the front of a row can be told from what is genuine
                 order = self.order()
-                system = MaskedSystem(sweep, y, order, of_rows if tol > 0 else None)
-                solution = solve(system, Jacobi(freeze=rows_leave), tol=tol, initial=order.positions(guess))
-                x = order.original(solution.value)
-        self.last_solution = solution
+                select = (lambda some: of_rows(rest[some])) if tol > 0 else None
+                solution = solve(MaskedSystem(of_rows(rest), y[rest], order, select), Jacobi(), tol=tol)
+                x[rest], self.last_solution = order.original(solution.value), solution
         if not self.needs_gradient(y, context):
-            return x, swept
+            return x, not len(rest)
         order = self.order()
         system = MaskedSystem(sweep, y, order)
         return order.original(attach(system, order.positions(x), exact=tol == 0)), False
@@ -98,6 +95,18 @@ class Parallel(nn.Module):
         if not torch.is_grad_enabled():
             return False
         return any(t is not None and t.requires_grad for t in (*inputs, *self.parameters()))
+
+
+def _swept(system: Sweeps, tol: float) -> tuple[Tensor, Tensor, Solution]:
+    """x (B, D) by sweeps, the rows (B,) that overflowed and have none, and the solution."""
+    initial = system.initial()
+    while True:
+        try:
+            solution = solve(system, Jacobi(freeze=False), tol=tol, initial=initial)
+            return solution.value.view(system.like.shape), system.left_out, solution
+        except NotFinite as overflow:
+            system.leave_out(overflow.new)
+            initial = overflow.x
 
 
 def order_of(depends: Tensor) -> Order | str:

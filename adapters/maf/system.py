@@ -15,17 +15,6 @@ from parallel_decode.window import Window
 Sweep = Callable[[Tensor], Tensor]  # x (B, D) to the inverse under the parameters that x gives, (B, D)
 
 
-class NotFinite(Exception):
-    """A sweep gave values that are not finite.
-
-    Attributes:
-        x: the iterate before it, shape (B, D).
-    """
-
-    def __init__(self, x: Tensor) -> None:
-        self.x = x
-
-
 class Sweeps(TriangularSystem):
     """x = inverse(y; parameters(x)), for sweeps over everything, which need not know the features' order.
 
@@ -33,10 +22,17 @@ class Sweeps(TriangularSystem):
         sweep: one call of the library's own network on all features.
         like: y or any tensor of its shape (B, D), dtype and device.
         enough: how many sweeps always suffice. (That is the number of positions; which features each holds does not matter here.)
+
+    Attributes:
+        left_out: rows that stay as they are, shape (B,): those that overflowed.
     """
+
+    ordered = False
 
     def __init__(self, sweep: Sweep, like: Tensor, enough: int) -> None:
         self.sweep, self.like = sweep, like
+        self.left_out = torch.zeros(len(like), dtype=torch.bool, device=like.device)
+        self.some_left_out = False
         features = like.shape[1]
         self.shape = (len(like), enough, features // enough) if features % enough == 0 else (len(like), features, 1)
 
@@ -48,15 +44,14 @@ class Sweeps(TriangularSystem):
         return self.like.new_zeros(self.shape)  # the libraries' own first guess
 
     def evaluate(self, x: Tensor, window: Window) -> Tensor:
-        """f everywhere.
-
-        Raises:
-            NotFinite: the solver asks for single positions, as it does where a value is not finite: that takes an order.
-        """
         flat = x.view(self.like.shape)
-        if len(window.positions) < self.length:
-            raise NotFinite(flat)
-        return self.sweep(flat).view(self.shape)
+        new = self.sweep(flat)
+        return (torch.where(self.left_out[:, None], flat, new) if self.some_left_out else new).view(self.shape)
+
+    def leave_out(self, new: Tensor) -> None:
+        """From now on the rows stay as they are where a sweep gave `new` (B, L, *E) with values that are not finite."""
+        self.left_out |= ~new.flatten(1).isfinite().all(1)
+        self.some_left_out = True
 
     def resource(self) -> None:
         return None
