@@ -3,6 +3,7 @@
 Shapes: B batch rows, L positions, W positions of the window, *E the event.
 """
 
+import math
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from parallel_decode._fronts import Fronts
-from parallel_decode._tolerance import Tolerance
+from parallel_decode._tolerance import Tolerance, all_finite
 from parallel_decode.window import Window
 
 
@@ -136,6 +137,10 @@ class Whole(Acceptance):
     """
 
     freezes = False
+    watches = True
+
+    def __init__(self) -> None:
+        self.size: float | None = None  # at least the largest |x|
 
     def guarded(self) -> Acceptance:
         return Prefix()
@@ -143,9 +148,16 @@ class Whole(Acceptance):
     def accept(
         self, window: Window, new: Tensor, old: Tensor, fronts: Fronts, tol: Tolerance, usable: Tensor | None = None
     ) -> Accepted:
-        settled, finite, residual = tol.all_settled(new, old)
+        if self.size is None:
+            self.size = old.abs().max().item() if tol.tol > 0 else 0.0
+        settled, change = tol.all_settled(new, old, self.size)
+        self.size += change
         front = fronts.length if settled else fronts.min + 1
-        return Accepted(front if fronts.uniform else fronts.host.clamp(min=front), residual, finite)
+        finite = math.isfinite(change) or all_finite(new)
+        return Accepted(front if fronts.uniform else fronts.host.clamp(min=front), change, finite)
+
+    def written(self, moved: Tensor | None) -> None:
+        self.size = None
 
 
 def _to_host(front: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:

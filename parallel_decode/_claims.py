@@ -1,46 +1,40 @@
 """One solve at a time for whatever evaluation writes to: two at once would read each other's caches."""
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 _LOCK = threading.Lock()
 _CLAIMS: dict[int, "Claim"] = {}
 
 
 class Claim:
-    """A resource in use.
+    """A resource that is in use inside of `with Claim(resource)`.
+
+    Args:
+        resource: what a system writes to, which the claim keeps alive; None for nothing.
+
+    Raises:
+        RuntimeError: on entering: another solve, of this thread or of another, uses it.
 
     Attributes:
-        resource: of a system, which the claim keeps alive.
         thread: that solves.
         evaluating: whether the solver is evaluating the system right now.
     """
 
-    def __init__(self, resource: object) -> None:
+    def __init__(self, resource: object | None) -> None:
         self.resource, self.thread, self.evaluating = resource, threading.get_ident(), False
 
+    def __enter__(self) -> "Claim":  # noqa: PYI034
+        if self.resource is not None:
+            with _LOCK:
+                if id(self.resource) in _CLAIMS:
+                    raise RuntimeError(_message(self.resource))
+                _CLAIMS[id(self.resource)] = self
+        return self
 
-@contextmanager
-def claimed(resource: object | None) -> Iterator[Claim]:
-    """Claim what a system writes to for the time of a solve.
-
-    Raises:
-        RuntimeError: another solve, of this thread or of another, uses it.
-    """
-    claim = Claim(resource)
-    if resource is None:
-        yield claim
-        return
-    with _LOCK:
-        if id(resource) in _CLAIMS:
-            raise RuntimeError(_message(resource))
-        _CLAIMS[id(resource)] = claim
-    try:
-        yield claim
-    finally:
-        with _LOCK:
-            del _CLAIMS[id(resource)]
+    def __exit__(self, *error: object) -> None:
+        if self.resource is not None:
+            with _LOCK:
+                del _CLAIMS[id(self.resource)]
 
 
 def check_unclaimed(resource: object) -> None:

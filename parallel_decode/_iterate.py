@@ -113,14 +113,14 @@ class Run:
     def evaluate(self, window: Window) -> Tensor:
         """f at the window's positions, of the rows at work: (A, W, *E)."""
         system, x, width = self.rows.system, self.rows.x, len(window.positions)
+        expected = x.shape if width == x.shape[1] else (x.shape[0], width, *x.shape[2:])
         self._options.claim.evaluating = True
         new = system.evaluate(x, window)
         self._options.claim.evaluating = False
-        expected = (len(x), width, *x.shape[2:])
         if new.shape != expected or new.dtype != x.dtype:
             raise ValueError(
                 f"{type(system).__name__}.evaluate returned {new.dtype} of shape {tuple(new.shape)} "
-                f"for {width} positions, expected {x.dtype} of shape {expected}"
+                f"for {width} positions, expected {x.dtype} of shape {tuple(expected)}"
             )
         self.trace.positions += width
         return new
@@ -128,6 +128,8 @@ class Run:
     def _next_window(self) -> Window:
         fronts, options = self.fronts, self._options
         p = options.chooser.window(fronts.min, fronts.length)
+        if p == self.window.positions and p.start == 0 and not options.ragged:
+            return self.window
         from_front = isinstance(p, range) and p and p.start == fronts.min and p.step >= 1 and p[-1] < fronts.length
         if not from_front and (options.schedule.freezes or p != range(fronts.length)):
             raise ValueError(
@@ -146,8 +148,7 @@ class Run:
         """The values to take, what became final, and whether what settled is as it was before to the last bit."""
         fronts, chooser, tol = self.fronts, self._options.chooser, self._options.tol
         if len(window.positions) == 1 and fronts.uniform:  # computed from final values alone: nothing to compare
-            if self._acceptance.watches:  # its marks are no longer right
-                self._acceptance = Prefix()
+            self._acceptance.written(None)  # its marks are no longer right
             return new, Accepted(fronts.min + 1, math.nan), True
         self._acceptance = _suited(self._acceptance, window)
         old, self.trace.compared = window.take(self.rows.x), True

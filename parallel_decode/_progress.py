@@ -1,15 +1,18 @@
 """A bar that shows how far the work has come."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+Show = Callable[[int], None]  # told how much is done
+
+
+def progress_bar(progress: bool, name: str, length: int, unit: str = "position") -> AbstractContextManager[Show]:
+    """A tqdm bar, or nothing; gives the function that moves it."""
+    return _bar(name, length, unit) if progress else nullcontext(lambda done: None)
 
 
 @contextmanager
-def progress_bar(progress: bool, name: str, length: int, unit: str = "position") -> Iterator[Callable[[int], None]]:
-    """A tqdm bar; yields the function that moves it."""
-    if not progress:
-        yield lambda done: None
-        return
+def _bar(name: str, length: int, unit: str) -> Iterator[Show]:
     try:
         from tqdm import tqdm
     except ImportError:

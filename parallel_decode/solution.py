@@ -56,7 +56,7 @@ class LayerStats:
             positions finds to be non-finite counts as done from then on.
         residuals: shape (passes, B), the largest change of each pass (1 where integers changed, 0 where none did);
             NaN where a pass had nothing to compare (a single position computed from final values). A schedule that does not
-            freeze notes the largest of all rows if its tolerance is absolute, and NaN otherwise.
+            freeze notes the largest of all rows, and at tol=0 only whether it is 0: else NaN.
         residual: with `verify=True`, |F(x) - x| in the maximum norm of the event, shape (B, L); else None.
         bound: with `verify=True` and Lipschitz constants, a bound on the distance from this layer's sequential
             solution, shape (B, L), rounding included (docs/theory.md, theorem 4); else None.

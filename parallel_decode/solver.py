@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from parallel_decode._adjoint import attach
-from parallel_decode._claims import claimed
+from parallel_decode._claims import Claim
 from parallel_decode._guess import first_iterate, guesses_of_layers
 from parallel_decode._iterate import Run, iterate
 from parallel_decode._options import check_at_least_one, check_kind, check_tol
@@ -118,11 +118,8 @@ def solve(
 
     def solve_layer(index: int, make: Callable[[], TriangularSystem]) -> Tensor:
         layer, began = make(), time.perf_counter()
-        with (
-            torch.no_grad(),
-            claimed(layer.resource()) as claim,
-            progress_bar(progress, f"layer {index + 1}/{chain.depth}", layer.length) as show,
-        ):
+        bar = progress_bar(progress, f"layer {index + 1}/{chain.depth}", layer.length)
+        with torch.no_grad(), Claim(layer.resource()) as claim, bar as show:
             guess = first_iterate(layer, schedules[index], guesses[index])
             tolerance = _tolerance(schedules[index], tol, guess.dtype)
 

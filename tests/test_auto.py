@@ -302,3 +302,17 @@ def test_when_an_arm_is_judged(width: int, length: int, passes: int, gained: int
     tuner._passes, tuner._front = passes - 1, 7
     assert tuner._note_gain(Arm(width), 7 + gained, length) == judged
     assert gains.latest == ({Arm(width): passes / gained} if judged else {})
+
+
+@pytest.mark.parametrize(
+    ("began", "front", "noted"),
+    [(0, 100, True), (0, 75, True), (0, 74, False), (0, 30, False), (1, 100, False)],
+)
+def test_a_run_is_noted_if_an_arm_did_nearly_all_of_it(clock: Clock, began: int, front: int, noted: bool) -> None:
+    gains = Gains()
+    tuner = _tuner.Tuner(None, Costs(), gains, [Arm(1), Arm(8)], False)
+    tuner._arm, tuner._front = Arm(8), began
+    tuner._timer.begin(8, 1)
+    clock.now += 3.0
+    tuner._note_run(front, 100)
+    assert gains.seconds == ({Arm(8): deque([3.0 / front])} if noted else {})

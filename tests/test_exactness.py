@@ -1,5 +1,6 @@
 """tol = 0 is the sequential answer bit by bit: signs of zero, denormals, strides, long systems; and one rule for every tolerance."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -176,8 +177,8 @@ def test_when_a_position_is_settled(rule: Rule) -> None:
     change, settled = rule.tolerance.compare(new, old)
     assert settled.tolist() == [[True, rule.settled]]
     assert change[0, 1] == max(abs(a - b) for a, b in zip(rule.old, rule.new, strict=True)) and change[0, 0] == 0
-    everything, finite, _ = rule.tolerance.all_settled(new, old)
-    assert everything == rule.settled and finite
+    for size in (max(map(abs, rule.old)), 1e3, math.inf):
+        assert rule.tolerance.all_settled(new, old, size)[0] == rule.settled
 
 
 def test_integers_are_settled_where_they_are_equal() -> None:

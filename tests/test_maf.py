@@ -455,7 +455,7 @@ def test_what_overflows_far_from_the_first_feature_freezes_nothing(spoilt: int) 
         return y
 
     x, left, _ = _swept(Sweeps(sweep, torch.zeros(3, 6), 6), 0.0)
-    assert left.tolist() == [False, True, False]
+    assert left is not None and left.tolist() == [False, True, False]
     assert x[~left].tolist() == [[6, 5, 4, 3, 2, 1]] * 2
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import parallel_decode as pd
 from parallel_decode._acceptance import Acceptance, Consistent, Prefix, Whole
-from parallel_decode._claims import Claim, check_unclaimed, claimed
+from parallel_decode._claims import Claim, check_unclaimed
 from parallel_decode._fronts import Fronts
 from parallel_decode._guard import guard
 from parallel_decode._iterate import iterate
@@ -165,11 +165,35 @@ def test_sweeps_report_what_is_not_finite() -> None:
     assert torch.as_tensor(accepted.fronts).tolist() == [2, 4]
 
 
-def test_the_largest_change_is_noted_where_the_tolerance_is_absolute() -> None:
+def test_the_largest_change_of_a_sweep_is_noted() -> None:
     old, new = torch.zeros(2, 4), torch.tensor([[0.0, 0, 0, 0], [0, -3.0, 0, 0]])
     fronts = fronts_at(0, 0, length=4)
-    assert Whole().accept(Window.full(4), new, old, fronts, Tolerance(0.1, relative=False)).residual == 3
-    assert math.isnan(torch.as_tensor(Whole().accept(Window.full(4), new, old, fronts, Tolerance(0.1)).residual).item())
+    for tolerance in (Tolerance(0.1), Tolerance(0.1, relative=False)):
+        assert Whole().accept(Window.full(4), new, old, fronts, tolerance).residual == 3
+    assert math.isnan(torch.as_tensor(Whole().accept(Window.full(4), new, old, fronts, Tolerance(0.0)).residual).item())
+    assert Whole().accept(Window.full(4), old, old.clone(), fronts, Tolerance(0.0)).residual == 0
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_sweeps_settle_by_the_rule_whatever_came_before(relative: bool) -> None:
+    """The largest value is followed from pass to pass, not measured: growing, shrinking and rewritten iterates are judged alike."""
+    generator, seen = torch.Generator().manual_seed(0), set()
+    tolerance = Tolerance(0.1, relative=relative)
+    for _ in range(50):
+        whole, x = Whole(), torch.zeros(2, 4, dtype=torch.float64)
+        for step in range(10):
+            scale = 10.0 ** torch.empty((), dtype=torch.float64).uniform_(-3, 1.5, generator=generator)
+            change = scale * torch.randn(2, 4, generator=generator, dtype=torch.float64)
+            new = x + change if step % 3 else x + 0.1 * x.abs() * torch.rand(2, 4, generator=generator)
+            accepted = whole.accept(Window.full(4), new, x, fronts_at(0, 0, length=4), tolerance)
+            settled = bool(tolerance.compare(new, x)[1].all())
+            assert accepted.fronts == (4 if settled else 1) and accepted.finite
+            seen.add(settled)
+            x = new
+            if step == 5:
+                x = x * 100
+                whole.written(None)
+    assert seen == {True, False}
 
 
 # the guard
@@ -261,15 +285,15 @@ def test_traces() -> None:
 def test_claims() -> None:
     resource = object()
     check_unclaimed(resource)
-    with claimed(resource) as claim:
-        with pytest.raises(RuntimeError, match="in use"), claimed(resource):
+    with Claim(resource) as claim:
+        with pytest.raises(RuntimeError, match="in use"), Claim(resource):
             pass
         with pytest.raises(RuntimeError, match="in use"):
             check_unclaimed(resource)
         claim.evaluating = True
         check_unclaimed(resource)
     check_unclaimed(resource)
-    with claimed(resource), claimed(object()), claimed(None), claimed(None):
+    with Claim(resource), Claim(object()), Claim(None), Claim(None):
         pass
 
 

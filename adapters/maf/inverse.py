@@ -74,18 +74,18 @@ class Parallel(nn.Module):
         """
         tol = self.options.tol
         with torch.no_grad():
+            left: Tensor | None
             if tol == 0 or y.numel() < MANY:  # sweeps in the library's own order cost the least
                 x, left, self.last_solution = _swept(Sweeps(sweep, y, passes), tol)
             else:
                 x, left = torch.empty_like(y), torch.ones(len(y), dtype=torch.bool, device=y.device)
-            rest = left.nonzero()[:, 0]
-            if len(rest):  # in order, what overflows beyond the front of a row can be told from what is genuine
-                order = self.order()
+            if left is not None:  # in order, what overflows beyond the front of a row can be told from what is genuine
+                rest, order = left.nonzero()[:, 0], self.order()
                 select = (lambda some: of_rows(rest[some])) if tol > 0 else None
                 solution = solve(MaskedSystem(of_rows(rest), y[rest], order, select), Jacobi(), tol=tol)
                 x[rest], self.last_solution = order.original(solution.value), solution
         if not self.needs_gradient(y, context):
-            return x, not len(rest)
+            return x, left is None
         order = self.order()
         system = MaskedSystem(sweep, y, order)
         return order.original(attach(system, order.positions(x), exact=tol == 0)), False
@@ -97,8 +97,8 @@ class Parallel(nn.Module):
         return any(t is not None and t.requires_grad for t in (*inputs, *self.parameters()))
 
 
-def _swept(system: Sweeps, tol: float) -> tuple[Tensor, Tensor, Solution]:
-    """x (B, D) by sweeps, the rows (B,) that overflowed and have none, and the solution."""
+def _swept(system: Sweeps, tol: float) -> tuple[Tensor, Tensor | None, Solution]:
+    """x (B, D) by sweeps, the rows (B,) that overflowed and have none (None if all have), and the solution."""
     initial = system.initial()
     while True:
         try:

@@ -72,9 +72,9 @@ class ParallelNflows(Parallel):
             if scale is None:
                 return transform._elementwise_inverse(y, parameters)  # type: ignore[no-any-return]
             if apart:
-                u, shift = parameters.view(len(y), 2, features).unbind(1)
+                u, shift = parameters.view(y.shape[0], 2, features).unbind(1)
             else:
-                u, shift = parameters.view(len(y), features, 2).unbind(2)
+                u, shift = parameters.view(*y.shape, 2).unbind(2)
             by = scale(u)
             return (y - shift) / by, by
 
@@ -125,9 +125,10 @@ def _network(made: Any, context: Tensor | None, apart: bool) -> Callable[[Tensor
     """
     blocks = list(made.blocks)
     residual = all(hasattr(block, "linear_layers") for block in blocks)
-    normed = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in made.modules())
-    hooked = any(part._forward_hooks or part._forward_pre_hooks for part in made.modules())
-    if normed or hooked or not (residual or context is None):
+    normed = nn.modules.batchnorm._BatchNorm
+    if not (residual or context is None) or any(
+        part._forward_hooks or part._forward_pre_hooks or isinstance(part, normed) for part in made.modules()
+    ):
         return lambda x: _apart(made(x, context), 1) if apart else made(x, context)
 
     def linear(layer: Any, apart: bool = False) -> Callable[[Tensor], Tensor]:

@@ -24,15 +24,14 @@ class Sweeps(TriangularSystem):
         enough: how many sweeps always suffice. (That is the number of positions; which features each holds does not matter here.)
 
     Attributes:
-        left_out: rows that stay as they are, shape (B,): those that overflowed.
+        left_out: rows that stay as they are, shape (B,): those that overflowed. None if none did.
     """
 
     ordered = False
 
     def __init__(self, sweep: Sweep, like: Tensor, enough: int) -> None:
         self.sweep, self.like = sweep, like
-        self.left_out = torch.zeros(len(like), dtype=torch.bool, device=like.device)
-        self.some_left_out = False
+        self.left_out: Tensor | None = None
         features = like.shape[1]
         self.shape = (len(like), enough, features // enough) if features % enough == 0 else (len(like), features, 1)
 
@@ -46,12 +45,12 @@ class Sweeps(TriangularSystem):
     def evaluate(self, x: Tensor, window: Window) -> Tensor:
         flat = x.view(self.like.shape)
         new = self.sweep(flat)
-        return (torch.where(self.left_out[:, None], flat, new) if self.some_left_out else new).view(self.shape)
+        return (new if self.left_out is None else torch.where(self.left_out[:, None], flat, new)).view(self.shape)
 
     def leave_out(self, new: Tensor) -> None:
         """From now on the rows stay as they are where a sweep gave `new` (B, L, *E) with values that are not finite."""
-        self.left_out |= ~new.flatten(1).isfinite().all(1)
-        self.some_left_out = True
+        overflowed = ~new.flatten(1).isfinite().all(1)
+        self.left_out = overflowed if self.left_out is None else self.left_out | overflowed
 
     def resource(self) -> None:
         return None

@@ -59,17 +59,17 @@ class _Transform(AutoregressiveTransform):  # type: ignore[misc]
         c = self.c
         if c is not None:  # samples and contexts are broadcast
             shape = torch.broadcast_shapes(y.shape[:-1], c.shape[:-1])  # type: ignore[no-untyped-call]
-            y, c = y.expand(*shape, y.shape[-1]), c.expand(*shape, c.shape[-1])
+            y, c = y.expand(*shape, y.shape[-1]), c.expand(*shape, c.shape[-1]).reshape(-1, c.shape[-1])
         flat = y.reshape(-1, y.shape[-1])
         with torch.no_grad():
             prepared = _Chain(lazy.hyper, lazy.total if lazy.options.tol > 0 and not any(lazy.shapes) else 1)
 
         def sweep(x: Tensor) -> Tensor:
             network = None if torch.is_grad_enabled() else prepared
-            return _inverse(lazy, network, c, x.view(y.shape), y).reshape(x.shape)
+            return _inverse(lazy, network, c, x, flat)
 
         def of_rows(rows: Tensor) -> Sweep:
-            some, values = None if c is None else c.reshape(-1, c.shape[-1])[rows], flat[rows]
+            some, values = None if c is None else c[rows], flat[rows]
             return lambda x: _inverse(lazy, prepared, some, x, values)
 
         x, _ = lazy.invert(sweep, of_rows, flat, c, self.passes)
