@@ -104,7 +104,18 @@ def test_callback_and_progress(capsys: pytest.CaptureFixture[str]) -> None:
     solution = pd.solve(halves(), pd.Sliding(8), tol=0, callback=seen.append, progress=True)
     assert [p.number for p in seen] == list(range(1, solution.passes + 1))
     assert torch.equal(torch.stack([p.front for p in seen]), solution.layers[0].fronts)
+    residuals = torch.stack([p.residual for p in seen])
+    assert torch.equal(residuals.nan_to_num(-1), solution.layers[0].residuals.nan_to_num(-1))
     assert "40/40" in capsys.readouterr().err
+    layers = pd.solve(chain(), progress=True).layers
+    shown = capsys.readouterr().err
+    assert all(f"layer {index}/{len(layers)}" in shown for index in range(1, len(layers) + 1))
+
+
+def test_seconds_are_those_of_the_solve(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([10.0, 13.0])
+    monkeypatch.setattr("parallel_decode.solver.time.perf_counter", lambda: next(times))
+    assert pd.solve(halves()).layers[0].seconds == 3.0
 
 
 def test_the_error_names_the_first_rows_of_many() -> None:

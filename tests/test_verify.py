@@ -110,3 +110,24 @@ def test_the_positions_before_a_value_that_is_not_finite_have_a_residual() -> No
     assert layer.residual is not None and not solution.value.isfinite().all()
     assert torch.equal(layer.residual.isfinite(), solution.value.isfinite())
     assert not layer.residual.nan_to_num().any()
+
+
+def test_the_bound_allows_for_so_much_rounding() -> None:
+    """Row l of C sums to q_l: its terms and itself are bounded by (q_l + 1) times the largest number, each rounded L + 4 times."""
+    constants = torch.tensor([[0.0, 0.0], [0.5, 0.0]], dtype=torch.float64)
+    system = pd.from_function(
+        lambda x: 1 + 0.5 * shift(x), torch.zeros(1, 2, dtype=torch.float64), lipschitz=constants
+    )
+    (layer,) = pd.solve(system, "sequential", verify=True).layers
+    assert layer.bound is not None
+    once = (2 + 4) * torch.finfo(torch.float64).eps
+    expected = torch.tensor([[1.0 * once, 1.5 * 1.5 * once + 0.5 * 1.0 * once]], dtype=torch.float64)
+    torch.testing.assert_close(layer.bound, expected, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_large_integers_that_are_equal_as_floats_have_a_residual(step: int) -> None:
+    large = torch.full((1, 3), 2**60)
+    moved = pd.from_function(lambda x: torch.where(shift(x) == large, large + step, large), large)
+    (layer,) = pd.solve(moved, "jacobi", max_passes=1, verify=True).layers
+    assert layer.residual is not None and layer.residual.tolist() == [[0.0, 0.0, 1.0]]
