@@ -37,8 +37,8 @@ class Claim:
                 del _CLAIMS[id(self.resource)]
 
 
-def check_unclaimed(resource: object) -> None:
-    """For systems that keep a cache, at the beginning of `evaluate`: raise if a solve is going on that did not ask for this.
+def claim_of(resource: object) -> Claim | None:
+    """The claim on a resource, for systems at the beginning of `evaluate`; None outside of all solves.
 
     Raises:
         RuntimeError: a callback, or another thread, evaluates a system that is being solved.
@@ -46,6 +46,7 @@ def check_unclaimed(resource: object) -> None:
     claim = _CLAIMS.get(id(resource))
     if claim is not None and not (claim.evaluating and claim.thread == threading.get_ident()):
         raise RuntimeError(_message(resource))
+    return claim
 
 
 def _message(resource: object) -> str:

@@ -14,12 +14,12 @@ from transformers import LogitsProcessor, StoppingCriteria, dynamic_module_utils
 
 import parallel_decode as pd
 from parallel_decode.adapters import causal_lm
-from parallel_decode.adapters.causal_lm import Adaptive, CausalLM, Gumbel, NGram, Repeat, cache, parallel_generate
+from parallel_decode.adapters.causal_lm import Adaptive, CausalLM, Gumbel, NGram, cache, parallel_generate
 from parallel_decode.adapters.causal_lm.cache import Slots
-from parallel_decode.adapters.causal_lm.choices import Choice, Maximal, Speculative
 from parallel_decode.adapters.causal_lm.generate import _Generation
 from parallel_decode.schedules import Schedule
 from parallel_decode.testing import check_system
+from parallel_decode.tokens.choices import Choice, Maximal, Speculative
 
 V, PAD = 48, 0
 hf: Any = transformers
@@ -503,17 +503,3 @@ def test_strict_chooses_near_ties_again() -> None:
         found = model.generate(**options, custom_generate=parallel_generate, **own)
         assert torch.equal(found, truth)
     assert reports[True]["ties"] >= 40 and reports[False]["ties"] == 0
-
-
-def test_guesses() -> None:
-    guess = NGram(longest=3)
-    guess.begin([[1, 2, 3, 1, 2]])
-    text = [1, 2, 3, 1, 2]
-    assert guess.draft(0, text, 7) == ([3, 1, 2, 3, 1, 2, 3], 2)
-    text += [9]
-    assert guess.draft(0, text, 4) == ([], 0)
-    text += [1]
-    assert guess.draft(0, text, 4) == ([2, 9, 1, 2], 1)  # the latest place
-    assert Repeat().draft(0, text, 2) == ([1, 1], 1)
-    with pytest.raises(ValueError, match="shortest is 3"):
-        NGram(2, 3)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import parallel_decode as pd
 from parallel_decode.adapters.causal_lm import CausalLM, parallel_generate
-from parallel_decode.adapters.tarflow.graphs import Graphs
+from parallel_decode.cached.graphs import Graphs
 from tests.flows import flow, labels, noise
 from tests.systems import Rows, chain, halves, problem, shift
 

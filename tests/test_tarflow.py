@@ -11,7 +11,8 @@ from torch import Tensor
 
 import parallel_decode as pd
 from parallel_decode.adapters.tarflow import TarFlow, decoding
-from parallel_decode.adapters.tarflow.graphs import Graphs
+from parallel_decode.cached import Reads, RowReads
+from parallel_decode.cached.graphs import Graphs
 from parallel_decode.testing import check_system
 from tests.flows import flow, labels, noise
 from tests.systems import SCHEDULES
@@ -176,19 +177,66 @@ def test_nor_do_good_guesses_with_some_that_overflow(schedule: pd.Schedule) -> N
         assert (solution.value - truth).abs().max() < 0.1 and solution.passes <= 16
 
 
+class Adapted(torch.nn.Module):
+    """A linear layer with a low-rank change, as LoRA makes it: its `weight` is that of the layer before."""
+
+    def __init__(self, base: torch.nn.Linear) -> None:
+        super().__init__()
+        self.base, self.weight, self.bias = base, base.weight, base.bias
+        self.change = torch.randn_like(base.weight[:, :1]) @ torch.randn_like(base.weight[:1]) / 10
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + x @ self.change.T  # type: ignore[no-any-return]
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+@pytest.mark.parametrize(
+    "what", ["replaced", "hooked", "hooked before", "parametrized", "without bias", "another norm"]
+)
+def test_modules_that_somebody_changed_are_what_is_decoded(what: str) -> None:
+    """Samples are the inverse of the flow as it is now, not of the weights that its plain modules would have."""
+    torch.manual_seed(0)
+    made = flow()
+    plain = pd.solve(made.system(noise()), "sequential").value
+    block: Any
+    for block in made.blocks:
+        attention = block.attn_blocks[0].attention
+        if what == "replaced":
+            attention.qkv = Adapted(attention.qkv)
+        elif what == "hooked":
+            attention.proj.register_forward_hook(lambda module, given, output: 3 * output)
+        elif what == "hooked before":
+            attention.qkv.register_forward_pre_hook(lambda module, given: (2 * given[0],))
+        elif what == "parametrized":
+            torch.nn.utils.parametrize.register_parametrization(attention.qkv, "weight", Doubled())
+        elif what == "without bias":
+            attention.qkv = torch.nn.Linear(64, 192, bias=False).double()
+        else:
+            attention.norm = torch.nn.RMSNorm(64).double()
+    for schedule in ("sequential", pd.Sliding(4)):
+        images = pd.solve(made.system(noise()), schedule, tol=1e-12).value
+        z, _ = made(images)
+        assert (z - noise() * made.var.sqrt()).abs().max() < 1e-9
+        assert (images - plain).abs().max() > 1e-3
+
+
 def test_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sequential decoding reads each position once; a window reads itself, and at tol=0 nothing before the front again."""
     made, read = flow(), list[int]()
-    take = decoding._Read.take
+    take = Reads.take
 
-    def looked(self: decoding._Read, x: Tensor) -> Tensor:
+    def looked(self: Reads, x: Tensor) -> Tensor:
         read.append(take(self, x).shape[1])
         return take(self, x)
 
-    monkeypatch.setattr(decoding._Read, "take", looked)
+    monkeypatch.setattr(Reads, "take", looked)
     first = made.system(noise()).layer(0, None)
     pd.solve(first, "sequential")
-    assert read == [1] * 15
+    assert read == [0] + [1] * 15
     read.clear()
     pd.solve(first, pd.Sliding(4), tol=0)
     assert read[0] == 3 and max(read) == 4
@@ -203,9 +251,9 @@ def test_ragged_windows_dropped_rows_guidance_and_correction_together(
     made, z = flow(num_classes=3), noise() * torch.tensor([0.01, 0.01, 1.0], dtype=torch.float64)[:, None, None]
     y, read, dropped = labels(3), list[object](), list[Tensor]()
     expected = pd.solve(made.system(z, y=y, **guidance), "sequential").value
-    take, select = decoding._RaggedRead.take, decoding.BlockSystem.select
+    take, select = RowReads.take, decoding.BlockSystem.select
 
-    def looked(self: decoding._RaggedRead, x: Tensor) -> Tensor:
+    def looked(self: RowReads, x: Tensor) -> Tensor:
         read.append(self)
         return take(self, x)
 
@@ -213,7 +261,7 @@ def test_ragged_windows_dropped_rows_guidance_and_correction_together(
         dropped.append(rows)
         return select(self, rows)
 
-    monkeypatch.setattr(decoding._RaggedRead, "take", looked)
+    monkeypatch.setattr(RowReads, "take", looked)
     monkeypatch.setattr(decoding.BlockSystem, "select", selected)
     for schedule in (
         pd.Sliding(5, per_row=True, correction=pd.SecantCorrection()),
@@ -256,7 +304,7 @@ def test_the_cache_holds_keys_and_values_alone() -> None:
     system = flow().system(noise())
     assert isinstance(system, decoding.FlowSystem)
     pd.solve(system, pd.Sliding(4))
-    assert system.storage.kv.shape == (2, 3, 16, 2 * 64)
+    assert [kv.shape for kv in system.storage.kv] == [(3, 16, 2, 1, 64)] * 2
 
 
 def test_images_that_are_not_finite_are_told() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import parallel_decode as pd
 from parallel_decode._acceptance import Acceptance, Consistent, Prefix, Whole
-from parallel_decode._claims import Claim, check_unclaimed
+from parallel_decode._claims import Claim, claim_of
 from parallel_decode._fronts import Fronts
 from parallel_decode._guard import guard
 from parallel_decode._iterate import iterate
@@ -284,15 +284,15 @@ def test_traces() -> None:
 
 def test_claims() -> None:
     resource = object()
-    check_unclaimed(resource)
+    claim_of(resource)
     with Claim(resource) as claim:
         with pytest.raises(RuntimeError, match="in use"), Claim(resource):
             pass
         with pytest.raises(RuntimeError, match="in use"):
-            check_unclaimed(resource)
+            claim_of(resource)
         claim.evaluating = True
-        check_unclaimed(resource)
-    check_unclaimed(resource)
+        claim_of(resource)
+    claim_of(resource)
     with Claim(resource), Claim(object()), Claim(None), Claim(None):
         pass
 

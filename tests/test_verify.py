@@ -115,9 +115,7 @@ def test_the_positions_before_a_value_that_is_not_finite_have_a_residual() -> No
 def test_the_bound_allows_for_so_much_rounding() -> None:
     """Row l of C sums to q_l: its terms and itself are bounded by (q_l + 1) times the largest number, each rounded L + 4 times."""
     constants = torch.tensor([[0.0, 0.0], [0.5, 0.0]], dtype=torch.float64)
-    system = pd.from_function(
-        lambda x: 1 + 0.5 * shift(x), torch.zeros(1, 2, dtype=torch.float64), lipschitz=constants
-    )
+    system = pd.from_function(lambda x: 1 + 0.5 * shift(x), torch.zeros(1, 2, dtype=torch.float64), lipschitz=constants)
     (layer,) = pd.solve(system, "sequential", verify=True).layers
     assert layer.bound is not None
     once = (2 + 4) * torch.finfo(torch.float64).eps

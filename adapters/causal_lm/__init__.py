@@ -1,10 +1,10 @@
 """Causal language models of transformers: `model.generate(**inputs, custom_generate=parallel_generate)`."""
 
 from parallel_decode.adapters.causal_lm.adaptive import Adaptive
-from parallel_decode.adapters.causal_lm.choices import Choice, Greedy, Gumbel, Maximal, Speculative
 from parallel_decode.adapters.causal_lm.generate import parallel_generate
-from parallel_decode.adapters.causal_lm.guesses import Draft, Guess, Last, NGram, Repeat
 from parallel_decode.adapters.causal_lm.system import CausalLM
+from parallel_decode.tokens.choices import Choice, Greedy, Gumbel, Maximal, Speculative
+from parallel_decode.tokens.guesses import Draft, Guess, Last, NGram, Repeat
 
 __all__ = [
     "Adaptive",

@@ -11,13 +11,13 @@ from torch import Tensor
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from parallel_decode.adapters.causal_lm.adaptive import Adaptive
-from parallel_decode.adapters.causal_lm.choices import Choice, Greedy, Gumbel, Maximal, Speculative
-from parallel_decode.adapters.causal_lm.guesses import Guess, Row, as_guess
-from parallel_decode.adapters.causal_lm.processors import Processors
 from parallel_decode.adapters.causal_lm.system import CausalLM
 from parallel_decode.schedules import Schedule
 from parallel_decode.selective import as_schedule
 from parallel_decode.solver import solve
+from parallel_decode.tokens.choices import Choice, Greedy, Gumbel, Maximal, Speculative
+from parallel_decode.tokens.guesses import Guess, Row, as_guess
+from parallel_decode.tokens.processors import Processors
 from parallel_decode.window import Window
 
 SAMPLING: dict[str, Callable[[int, torch.device], Choice]] = {

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from parallel_decode._claims import check_unclaimed
+from parallel_decode._claims import claim_of
 from parallel_decode.adapters.causal_lm.cache import Slots
-from parallel_decode.adapters.causal_lm.choices import Choice, Greedy
-from parallel_decode.adapters.causal_lm.guesses import Guess, Last
-from parallel_decode.adapters.causal_lm.processors import Processors
 from parallel_decode.system import TriangularSystem
+from parallel_decode.tokens.choices import Choice, Greedy
+from parallel_decode.tokens.guesses import Guess, Last, Row
+from parallel_decode.tokens.processors import Processors
 from parallel_decode.window import Window
 
 MOST = 64  # tokens that are drafted
@@ -115,6 +115,7 @@ class CausalLM(TriangularSystem):
         self.draft_kinds = dict.fromkeys(range(batch), 0)
         self.left = dict.fromkeys(range(batch), self.length)
         self.drafted = [0] * batch
+        self.reached = [0] * batch  # positions from here on no window has held yet
 
     @property
     def length(self) -> int:
@@ -145,6 +146,7 @@ class CausalLM(TriangularSystem):
         new = x[:, least : max((ends[row] for row in rows), default=0)].tolist()
         for row, old in zip(rows, olds, strict=True):
             self.texts[row].extend(new[row][old - least : ends[row] - least])
+            self.reached[row] = max(self.reached[row], int(self.starts[row]) + self.width)
             read = int(self.starts[row]) + self.width - 1 - old
             read = min(read, self.drafted[row]) if self.drafted[row] else read
             if old and read > 0:
@@ -164,16 +166,27 @@ class CausalLM(TriangularSystem):
         self.draft_kinds.pop(int(self.rows[row]), None)
 
     def _draft(self, x: Tensor, fronts: dict[int, int]) -> None:
-        drafts = {}
+        """Write drafts beyond the fronts of these rows."""
+        fresh = self.choice.couples if self.guess.fresh is None else self.guess.fresh
+        least, most = min(fronts.values(), default=0), max((self.reached[row] for row in fronts), default=0)
+        held = x[:, least:most].tolist() if fresh or self.guess.recycles else [[]] * len(x)
+        drafts: dict[int, tuple[int, Row]] = {}  # where they begin, and their tokens
         for row, front in fronts.items():
-            number = int(self.rows[row])
-            found, self.draft_kinds[number] = self.guess.draft(number, self.texts[row], min(MOST, self.length - front))
-            drafts[row], self.drafted[row], self.left[number] = found, len(found), self.length - front
-        most = (self.width if self.plan is None else self.plan()) - 1
+            number, text = int(self.rows[row]), self.texts[row]
+            predicted = held[row][front - least : max(0, self.reached[row] - least)]
+            if predicted and self.guess.recycles:
+                self.guess.refused(number, text, predicted)
+            ahead = predicted if fresh else []
+            room = min(MOST, self.length - front) - len(ahead)
+            found, kind = self.guess.draft(number, text, ahead, room) if room > 0 else ([], 0)
+            drafts[row], self.left[number] = (front + len(ahead), found), self.length - front
+            self.draft_kinds[number], self.drafted[row] = (0, 0) if ahead else (kind, len(found))
+        width = (self.width if self.plan is None else self.plan()) - 1
         at: tuple[list[int], list[int], list[int]] = [], [], []  # rows, positions, tokens
-        for row, found in drafts.items() if most else ():
-            end = min(most, len(found))
-            for part, values in zip(at, ([row] * end, range(fronts[row], fronts[row] + end), found[:end]), strict=True):
+        for row, (first, found) in drafts.items():
+            found = found[: max(0, fronts[row] + width - first)]
+            places = range(first, first + len(found))
+            for part, values in zip(at, ([row] * len(found), places, found), strict=True):
                 part.extend(values)
         if at[0]:
             rows, positions, tokens = torch.tensor(at, device=x.device)
@@ -192,7 +205,7 @@ class CausalLM(TriangularSystem):
         for name in ("prompt", "position_ids", "mask", "guessed"):
             setattr(subset, name, getattr(self, name)[rows])
         subset.rows, subset.ended = self.rows[host], self.ended[host]
-        for name in ("texts", "prompts", "drafted"):
+        for name in ("texts", "prompts", "drafted", "reached"):
             setattr(subset, name, [getattr(self, name)[row] for row in host.tolist()])
         return subset
 
@@ -205,7 +218,7 @@ class CausalLM(TriangularSystem):
 
     @torch.no_grad()
     def evaluate(self, x: Tensor, window: Window) -> Tensor:
-        check_unclaimed(self.slots.cache)
+        claim_of(self.slots.cache)
         before, start, last = self.prompt.shape[1], window.positions.start, window.positions[-1]
         changed = before + min(window.changed_from, start - 1)  # the first column to be read, if it is there at all
         if self.slots.aligned and not self.slots.records:

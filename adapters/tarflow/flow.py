@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from parallel_decode.adapters.tarflow import checkpoint
 from parallel_decode.adapters.tarflow.decoding import FlowSystem, Guidance
-from parallel_decode.adapters.tarflow.graphs import graphs_of
-from parallel_decode.adapters.tarflow.model import HEAD_DIM, MetaBlock
+from parallel_decode.adapters.tarflow.model import MetaBlock
+from parallel_decode.adapters.tarflow.weights import HEAD_DIM
+from parallel_decode.cached.graphs import graphs_of
 from parallel_decode.schedules import Schedule
 from parallel_decode.selective import Selective
 from parallel_decode.solution import Solution
@@ -127,7 +128,17 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
         attn_temp: float = 1.0,
         compile: bool = False,
     ) -> LayeredSystem:
-        """Sampling from z, for `pd.solve`; `Solution.value` then holds images. See `sample` for the arguments.
+        """Sampling from z, for `pd.solve`; `Solution.value` then holds images, shape (B, in_channels, img_size, img_size).
+
+        Args:
+            z: the noise to start from, shape (B, L, D).
+            y: classes, shape (B,); negative or None for the unconditional branch.
+            guidance: strength of guidance, by a conditional and an unconditional pass in one doubled batch; 0 for none.
+            guide_what: which of the transform's "a" (log-scale) and "b" (shift) are guided.
+            annealed_guidance: let the strength rise linearly over the positions.
+            attn_temp: attention temperature of the unconditional branch.
+            compile: on a CUDA device capture the windows as CUDA graphs, for this batch size, and keep them for the next
+                calls; elsewhere it does nothing.
 
         Raises:
             ValueError: z or y of another shape or range than this flow's.
@@ -189,18 +200,14 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
         *,
         z: Tensor | None = None,
         y: Tensor | Sequence[int] | int | None = None,
-        guidance: float = 0.0,
-        guide_what: str = "ab",
-        annealed_guidance: bool = False,
-        attn_temp: float = 1.0,
         schedule: Schedule | Selective | str = "auto",
         tol: float | None = None,
-        compile: bool = False,
         denoise: bool = False,
         generator: torch.Generator | None = None,
         progress: bool = False,
         return_solution: bool = False,
         differentiable: bool = False,
+        **options: Any,
     ) -> Tensor | tuple[Tensor, Solution]:
         """Draw images.
 
@@ -208,20 +215,15 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
             n: how many; may be left out where z or a tensor y says it.
             z: the noise to start from, shape (B, L, D); drawn from a standard normal by default.
             y: classes, shape (B,), or one for all; negative or None for the unconditional branch.
-            guidance: strength of guidance, by a conditional and an unconditional pass in one doubled batch; 0 for none.
-            guide_what: which of the transform's "a" (log-scale) and "b" (shift) are guided.
-            annealed_guidance: let the strength rise linearly over the positions.
-            attn_temp: attention temperature of the unconditional branch.
             schedule: see `pd.solve`; a name, a schedule, or a `pd.Plan`. The default finds the fastest as it runs.
             tol: see `pd.solve`; under bfloat16 or float16 the default is the machine epsilon of that type.
-            compile: on a CUDA device capture the windows as CUDA graphs, for this batch size, and keep them for the next
-                calls; elsewhere it does nothing.
             denoise: take one gradient step of the log-likelihood, which removes the noise of training; needs `noise_std`.
             generator: for the noise.
             progress: show a bar.
             return_solution: also return the `pd.Solution`.
             differentiable: let the images have gradients with respect to z and the parameters, see `pd.solve`; not together with
                 `denoise`.
+            options: `guidance`, `compile` and others, see `system`.
 
         Returns:
             images, shape (B, in_channels, img_size, img_size), on the scale that the flow was trained on; with
@@ -245,15 +247,7 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
             z = torch.randn(rows.pop(), *self.var.shape, generator=generator, dtype=dtype, device=self.var.device)
         if isinstance(y, int):
             labels = torch.full((len(z),), y)
-        system = self.system(
-            z,
-            y=labels,
-            guidance=guidance,
-            guide_what=guide_what,
-            annealed_guidance=annealed_guidance,
-            attn_temp=attn_temp,
-            compile=compile,
-        )
+        system = self.system(z, y=labels, **options)
         if tol is None:
             tol = _low_precision_tol(self.var)
         solution = solve(system, schedule, tol=tol, progress=progress, differentiable=differentiable)

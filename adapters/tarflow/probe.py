@@ -14,7 +14,7 @@ from torch import Tensor
 
 from parallel_decode.adapters.tarflow.decoding import BlockSystem
 from parallel_decode.adapters.tarflow.flow import TarFlow
-from parallel_decode.adapters.tarflow.model import HEAD_DIM, MetaBlock, layer_norm
+from parallel_decode.cached import Reads
 from parallel_decode.schedules import Jacobi, Sliding
 from parallel_decode.solver import solve
 from parallel_decode.system import TriangularSystem
@@ -119,9 +119,9 @@ def probe(
 
 def _block(layer: BlockSystem, x: Tensor, hidden: Sequence[int], lags: Sequence[int], positions: int) -> BlockProbe:
     block, z = layer.block, layer.z
-    full = Window.full(len(layer.at))
+    full = Window.full(layer.length)
     starts = {"system": z, "zeros": torch.cat([x[:, :1], torch.zeros_like(x[:, 1:])], 1)}
-    a, _ = Masked(layer, 0).affine(x)
+    a = F.pad(Masked(layer, 0).affine(x)[0], (0, 0, 1, 0))
     norms = [float(torch.linalg.matrix_norm(w, ord=2)) for w in block.proj_out.weight.chunk(2 if block.nvp else 1)]
     scale = norms[0] if block.nvp else 0.0
     redundancy = {}
@@ -181,36 +181,26 @@ class Masked(TriangularSystem):
     """
 
     def __init__(self, layer: BlockSystem, hidden: int) -> None:
-        self.layer, self.z, self.block = layer, layer.z, layer.block
-        self.condition = self.block.condition(layer.y)
-        query, key = layer.at[:, None], layer.at
-        self.mask = (key <= query - hidden) | ((key == 0) & (query < hidden))  # position l is computed at l - 1
+        self.z, self.block, self.weights = layer.z, layer.block, layer.block.weights(layer.y)
+        self.reads = Reads(Window.full(layer.length), layer.length)
+        key = torch.arange(self.reads.size, device=layer.z.device)
+        query = key[:, None]
+        self.reads.mask = (key <= query - hidden) | ((key == 0) & (query < hidden))  # position l is computed at l - 1
+        self.reads.causal = False
 
     @property
     def length(self) -> int:
-        return self.layer.length
+        return self.z.shape[1]
 
     def initial(self) -> Tensor:
         return self.z
 
     def affine(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """a and b at all positions, each of shape (B, L, D)."""
-        block: MetaBlock = self.block
-        h = block.proj_in(x) + block.permuted(block.pos_embed, 0)
-        if self.condition is not None:
-            h = h + self.condition
-        for layer in block.attn_blocks:
-            attention = layer.attention
-            qkv = attention.qkv(layer_norm(attention.norm, h)).unflatten(2, (3, -1, HEAD_DIM))  # type: ignore[operator,union-attr,arg-type]
-            q, k, v = qkv.permute(2, 0, 3, 1, 4)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, scale=HEAD_DIM**-0.5)
-            h = h + attention.proj(y.transpose(1, 2).flatten(2))  # type: ignore[operator,union-attr]
-            h = h + layer.mlp(h)  # type: ignore[operator]
-        a, b = (F.pad(s[:, :-1], (0, 0, 1, 0)) for s in block.affine(h))
-        return a, b
+        """a and b at all positions but the first, each of shape (B, L - 1, D)."""
+        return self.block.affine(self.reads.take(x), self.weights, self.reads)
 
     def evaluate(self, x: Tensor, window: Window) -> Tensor:
         x = x.clone()
         x[:, window.positions[-1] :] = 0
         a, b = self.affine(x)
-        return window.take(self.z * a.exp() + b)
+        return window.take(self.reads.complete(self.reads.targets(self.z) * a.exp() + b, self.z))

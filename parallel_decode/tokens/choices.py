@@ -110,50 +110,57 @@ class Maximal(Choice):
     """A draft x from q becomes a sample of p that differs from it as seldom as possible.
 
     It stays with probability min(1, p(x) / q(x)); otherwise a token is drawn from max(0, p - q), scaled to sum to 1. A guess that is
-    no sample has q(x) = 1.
+    no sample has q(x) = 1. The q of the last window are kept, of nothing else: (B, W, V) numbers.
     """
 
     couples = True
 
     def __init__(self) -> None:
-        self.before: dict[tuple[int, int], Tensor] = {}  # (row, position) to what the present draft was drawn from
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None  # its rows, positions, and p
 
     def __call__(
         self, scores: Tensor, drafts: Tensor, guessed: Tensor | None, positions: Tensor, rows: Tensor
     ) -> Tensor:
         assert guessed is not None
         p = scores.softmax(-1)
-        keys = [[(row, at) for at in line] for row, line in zip(rows.tolist(), positions.tolist(), strict=True)]
-        certain = torch.zeros_like(p).scatter_(-1, drafts[..., None], 1.0)
-        q = torch.stack(
-            [
-                torch.stack(
-                    [
-                        certain[b, w] if bool(guessed[b, w]) or key not in self.before else self.before[key]
-                        for w, key in enumerate(line)
-                    ]
-                )
-                for b, line in enumerate(keys)
-            ]
-        )
-        p_draft, q_draft = (t.gather(-1, drafts[..., None])[..., 0] for t in (p, q))
+        row, column, q, sampled = self._drawn_from(p, positions, rows)
+        sampled = sampled & ~guessed
+        q_draft = torch.where(sampled, q[row, column, drafts], 1.0)
+        p_draft = p.gather(-1, drafts[..., None])[..., 0]
         keep = torch.rand_like(p_draft) * q_draft < p_draft
-        rest = (p - q).clamp_(min=0)
-        some = rest.sum(-1, keepdim=True) > 0
-        fresh = torch.where(some, rest, p).flatten(0, 1).multinomial(1).view_as(drafts)
-        tokens = self._beyond(torch.where(keep, drafts, fresh), keep, p)
-        first = int(positions.min())
-        self.before = {key: value for key, value in self.before.items() if key[1] >= first}
-        self.before.update({key: p[b, w] for b, line in enumerate(keys) for w, key in enumerate(line)})
-        return tokens
+        self._last = rows, positions, p
+        beyond = self._beyond(~keep)
+        b, w = (~keep | beyond).nonzero(as_tuple=True)
+        new, draft, known = p[b, w], drafts[b, w, None], sampled[b, w, None]
+        rest = (new - torch.where(known, q[row[b, 0], column[b, w]], 0.0)).clamp_(min=0)
+        rest.scatter_(1, draft, torch.where(known, rest.gather(1, draft), 0.0))
+        alone = beyond[b, w, None] | (rest.sum(1, keepdim=True) <= 0)
+        return drafts.index_put((b, w), _draw(torch.where(alone, new, rest)))
 
-    def _beyond(self, tokens: Tensor, keep: Tensor, p: Tensor) -> Tensor:
-        return tokens
+    def _drawn_from(self, p: Tensor, positions: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Where in the distributions of the last window those of the present drafts are: row (B, 1), column (B, W), the distributions, whether there."""
+        old_rows, old_positions, q = self._last or (rows, positions, p)
+        row = torch.searchsorted(old_rows, rows).clamp_(max=len(old_rows) - 1)  # rows leave, and keep their order
+        same = positions[:, :, None] == old_positions[row][:, None, :]
+        there = same.any(2) & (old_rows[row] == rows)[:, None]
+        return row[:, None].to(p.device), same.int().argmax(2).to(p.device), q, there.to(p.device)
+
+    def _beyond(self, refused: Tensor) -> Tensor:
+        """Positions that are drawn anew whatever they hold, (B, W)."""
+        return torch.zeros_like(refused)
 
 
 class Speculative(Maximal):
     """The same up to the first draft that is not kept, and fresh draws beyond."""
 
-    def _beyond(self, tokens: Tensor, keep: Tensor, p: Tensor) -> Tensor:
-        beyond = (~keep).cumsum(1) - (~keep).long() > 0
-        return torch.where(beyond, p.flatten(0, 1).multinomial(1).view_as(tokens), tokens)
+    def _beyond(self, refused: Tensor) -> Tensor:
+        return refused.cumsum(1) - refused.long() > 0
+
+
+def _draw(weights: Tensor) -> Tensor:
+    """An index for each row of weights (N, V), by the inverse of their cumulative sum: a tenth of what `torch.multinomial` takes."""
+    wide = torch.float32 if weights.device.type == "mps" else torch.float64
+    sums = weights.cumsum(1, dtype=wide)
+    uniform = torch.rand(len(weights), 1, dtype=wide, device=weights.device) * (1 - torch.finfo(wide).eps)
+    found = torch.searchsorted(sums, uniform * sums[:, -1:], right=True)[:, 0]
+    return found.clamp_(max=weights.shape[1] - 1)

@@ -8,32 +8,34 @@ Not yet run on a GPU: the tests run the same functions on a CPU, without capturi
 """
 
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from parallel_decode.adapters.tarflow.storage import Storage
+from parallel_decode.cached.storage import KeyValueStorage
 from parallel_decode.window import Window
 
-if TYPE_CHECKING:
-    from parallel_decode.adapters.tarflow.decoding import Network
+Made = TypeVar("Made")
 
 
 class Graphs:
-    """The captured windows of a flow, for one batch size, type and guidance.
+    """The captured windows of a model, for one batch size, type and set of options.
 
     Args:
         capture: whether to capture; if not, the functions run as they are.
+
+    Attributes:
+        storage: keys and values, at addresses that stay.
     """
 
     def __init__(self, capture: bool = True) -> None:
         self.capture = capture
         self.pool = torch.cuda.graph_pool_handle() if capture else None
-        self.storage = Storage()
+        self.storage = KeyValueStorage()
         self.kept: dict[Hashable, Tensor] = {}
-        self.networks: dict[nn.Module, Network] = {}
+        self.made: dict[Hashable, Any] = {}
         self.runs: dict[Hashable, Callable[[Tensor, Tensor], Tensor]] = {}
 
     def keep(self, name: Hashable, value: Tensor) -> Tensor:
@@ -42,16 +44,10 @@ class Graphs:
             self.kept[name] = torch.empty_like(value, memory_format=torch.contiguous_format)
         return self.kept[name].copy_(value)
 
-    def keep_network(self, block: nn.Module, network: "Network") -> "Network":
-        """The network of a block that was kept first, with the weights, condition and temperature of this one."""
-        kept = self.networks.setdefault(block, network)
-        for old, new in zip(kept.tensors(), network.tensors(), strict=True):
-            if old.data_ptr() != new.data_ptr():
-                old.copy_(new)
-        for name in ("condition", "temp"):
-            value = getattr(network, name)
-            setattr(kept, name, None if value is None else self.keep((block, name), value))
-        return kept
+    def first(self, name: Hashable, value: Made) -> Made:
+        """The first value that came under this name."""
+        made: Made = self.made.setdefault(name, value)
+        return made
 
     def run(
         self,
@@ -61,15 +57,15 @@ class Graphs:
         changed: int,
         evaluate: Callable[[Tensor, Tensor, int, int], Tensor],
     ) -> Tensor:
-        """f at the window's positions, shape (B, W, D).
+        """f at the window's positions, shape (B, W, *E).
 
         Args:
             key: what `evaluate` depends on besides its arguments.
-            x: the iterate, shape (B, L, D).
+            x: the iterate, shape (B, L, *E).
             window: a contiguous window.
             changed: from where the positions have to be read again.
             evaluate: takes x, the first positions of the rows' windows (B, 1), their width, and how many positions before them
-                to read again; returns (B, width, D).
+                to read again; returns (B, width, *E).
         """
         length, size = x.shape[1], len(window.positions)
         width = min(length, 1 << (size - 1).bit_length())
@@ -110,9 +106,9 @@ class Graphs:
 _GRAPHS: WeakKeyDictionary[nn.Module, tuple[Hashable, Graphs]] = WeakKeyDictionary()
 
 
-def graphs_of(flow: nn.Module, key: Hashable) -> Graphs:
-    """The graphs of a flow, which are made anew when the key, or a parameter, has changed."""
-    key = (key, tuple((p.data_ptr(), p._version) for p in flow.parameters()))
-    if flow not in _GRAPHS or _GRAPHS[flow][0] != key:
-        _GRAPHS[flow] = key, Graphs()
-    return _GRAPHS[flow][1]
+def graphs_of(model: nn.Module, key: Hashable) -> Graphs:
+    """The graphs of a model, which are made anew when the key, or a parameter, has changed."""
+    key = (key, tuple((p.data_ptr(), p._version) for p in model.parameters()))
+    if model not in _GRAPHS or _GRAPHS[model][0] != key:
+        _GRAPHS[model] = key, Graphs()
+    return _GRAPHS[model][1]

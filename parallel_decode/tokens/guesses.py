@@ -13,18 +13,27 @@ class Guess(ABC):
     """Drafts for the rows of a batch.
 
     A guess keeps what it needs for each row between `begin` and the end of a generation; one object serves one call at a time.
+
+    Attributes:
+        fresh: True drafts only positions that no window has reached yet, behind the last predictions, which stay; False drafts all from the front on. None
+            leaves it to the choice: couplings (`Maximal`, `Speculative`) keep their own samples as long as they can, so they ask for fresh ones.
+        recycles: whether it wants to see predictions that did not become final.
     """
+
+    fresh: bool | None = None
+    recycles: bool = False
 
     def begin(self, prompts: Sequence[Row]) -> None:  # noqa: B027
         """A generation begins; the prompts without padding."""
 
     @abstractmethod
-    def draft(self, row: int, text: Row, most: int) -> tuple[Row, int]:
+    def draft(self, row: int, text: Row, ahead: Row, most: int) -> tuple[Row, int]:
         """What may follow.
 
         Args:
             row: its number in the batch.
             text: prompt and final tokens; not to be changed.
+            ahead: predictions after the text that stay where they are, with the draft behind them; empty unless drafts are `fresh`.
             most: how many tokens are of use.
 
         Returns:
@@ -32,19 +41,22 @@ class Guess(ABC):
             come true is what `Adaptive` learns. No tokens: 0.
         """
 
+    def refused(self, row: int, text: Row, predictions: Row) -> None:  # noqa: B027
+        """What the last pass predicted beyond the front, after the text; called if it `recycles`."""
+
 
 class Last(Guess):
     """The last predictions stay where they are: Jacobi decoding."""
 
-    def draft(self, row: int, text: Row, most: int) -> tuple[Row, int]:
+    def draft(self, row: int, text: Row, ahead: Row, most: int) -> tuple[Row, int]:
         return [], 0
 
 
 class Repeat(Guess):
     """The last token, again and again."""
 
-    def draft(self, row: int, text: Row, most: int) -> tuple[Row, int]:
-        return [text[-1]] * most, 1
+    def draft(self, row: int, text: Row, ahead: Row, most: int) -> tuple[Row, int]:
+        return [(ahead or text)[-1]] * most, 1
 
 
 class NGram(Guess):
@@ -55,36 +67,50 @@ class NGram(Guess):
 
     Attributes:
         longest, shortest: lengths of what is looked for.
+        fresh: see `Guess`.
+        recycles: look also in what passes predicted beyond the front and did not keep, where the text has nothing (rejection recycling, Jacobi Forcing,
+            arXiv 2512.14681).
 
     Example:
         >>> guess = NGram(longest=2)
         >>> guess.begin([[5, 6, 7, 5, 6]])
-        >>> guess.draft(0, [5, 6, 7, 5, 6], 5)
+        >>> guess.draft(0, [5, 6, 7, 5, 6], [], 5)
         ([7, 5, 6, 7, 5], 2)
     """
 
-    def __init__(self, longest: int = 5, shortest: int = 1) -> None:
+    def __init__(self, longest: int = 5, shortest: int = 1, fresh: bool | None = None, recycles: bool = False) -> None:
         if not 1 <= shortest <= longest:
             raise ValueError(f"shortest is {shortest} and longest {longest}, expected 1 <= shortest <= longest")
-        self.longest, self.shortest = longest, shortest
+        self.longest, self.shortest, self.fresh, self.recycles = longest, shortest, fresh, recycles
 
     def begin(self, prompts: Sequence[Row]) -> None:
         self.seen: list[dict[tuple[int, ...], int]] = [{} for _ in prompts]  # n-gram to where it ended last
         self.upto = [0] * len(prompts)
+        self.pool: list[dict[tuple[int, ...], Row]] = [{} for _ in prompts]  # n-gram to what was predicted after it
 
-    def draft(self, row: int, text: Row, most: int) -> tuple[Row, int]:
+    def refused(self, row: int, text: Row, predictions: Row) -> None:
+        tail = text[-self.longest :] + predictions
+        first = len(tail) - len(predictions)
+        for end in range(first + 1, len(tail)):
+            for n in range(self.shortest, min(self.longest, end) + 1):
+                self.pool[row][tuple(tail[end - n : end])] = tail[end:]
+
+    def draft(self, row: int, text: Row, ahead: Row, most: int) -> tuple[Row, int]:
         seen = self.seen[row]
         for end in range(max(self.upto[row], 1), len(text)):  # what ends at the end of the text has no continuation yet
             for n in range(self.shortest, min(self.longest, end) + 1):
                 seen[tuple(text[end - n : end])] = end
         self.upto[row] = max(self.upto[row], len(text))
-        for n in range(min(self.longest, len(text) - 1), self.shortest - 1, -1):
-            at = seen.get(tuple(text[len(text) - n :]))
-            if at is not None:
-                found = text[at : at + most]
+        last = (text[-self.longest :] + ahead)[-self.longest :]
+        for n in range(min(self.longest, len(text) + len(ahead) - 1), self.shortest - 1, -1):
+            tail = tuple(last[-n:])
+            if tail in seen:
+                found = text[seen[tail] : seen[tail] + most]
                 while len(found) < most:  # the match overlaps its own continuation
                     found += found[: most - len(found)]
                 return found, n
+            if tail in self.pool[row]:
+                return self.pool[row][tail][:most], self.longest + n
         return [], 0
 
 
@@ -98,8 +124,8 @@ class Draft(Guess):
     def __init__(self, function: Callable[[Row, int], Sequence[int]]) -> None:
         self.function = function
 
-    def draft(self, row: int, text: Row, most: int) -> tuple[Row, int]:
-        found = [int(token) for token in self.function(list(text), most)][:most]
+    def draft(self, row: int, text: Row, ahead: Row, most: int) -> tuple[Row, int]:
+        found = [int(token) for token in self.function(text + ahead, most)][:most]
         return found, int(bool(found))
 
 

@@ -1,0 +1,124 @@
+"""The weights of a block as its forward takes them, and how they are prepared for decoding.
+
+At small batches the time of a pass is that of calling its operations: prepared weights are in the type that is computed in, transposed where
+that is faster, and called without modules around them. A module that somebody replaced or hooked to is called as it is.
+
+Shapes: N positions of all rows, B batch (twice that with guidance), L positions, C channels.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from parallel_decode.cached.graphs import Graphs
+
+HEAD_DIM = 64
+Function = Callable[[Tensor], Tensor]
+Use = Callable[[nn.Module], Function]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The functions and embeddings of a block.
+
+    Attributes:
+        dtype: what is computed in.
+        proj_in, proj_out: functions.
+        layers: of the transformer, see `model.Layer`.
+        pos_embed: in the block's order, shape (L, C).
+        condition: shape (B or 1, 1, C), or None.
+        temperature: of each row's attention, shape (B, 1, 1, 1), or None.
+    """
+
+    dtype: torch.dtype
+    proj_in: Function
+    proj_out: Function
+    layers: Sequence[Any]
+    pos_embed: Tensor
+    condition: Tensor | None
+    temperature: Tensor | None = None
+
+    def select(self, rows: Tensor) -> "Weights":
+        """The same for some rows of the batch."""
+        some = None if self.condition is None else self.condition[rows] if len(self.condition) > 1 else self.condition
+        return replace(self, condition=some, temperature=None if self.temperature is None else self.temperature[rows])
+
+    def kept(self, graphs: Graphs, name: Hashable) -> "Weights":
+        """The same at the addresses that CUDA graphs have captured under this name."""
+        functions = [self.proj_in, self.proj_out, *(function for layer in self.layers for function in layer)]
+        prepared = [part for part in functions if isinstance(part, (_Linear, _Norm))]
+        tensors = [self.pos_embed, *(tensor for part in prepared for tensor in (part.weight, part.bias))]
+        first, kept = graphs.first(name, (self, tensors))
+        for old, new in zip(kept, tensors, strict=True):
+            if old.data_ptr() != new.data_ptr():
+                old.copy_(new)
+        rows = [
+            None if value is None else graphs.keep((name, index), value)
+            for index, value in enumerate((self.condition, self.temperature))
+        ]
+        return replace(first, condition=rows[0], temperature=rows[1])
+
+
+def plain(module: nn.Module) -> Function:
+    """A module as it is; a LayerNorm in float32 at least, whatever the precision around it."""
+    return partial(_layer_norm, module) if type(module) is nn.LayerNorm else module
+
+
+def _layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    y = torch.layer_norm(x.to(wide), norm.normalized_shape, norm.weight.to(wide), norm.bias.to(wide), norm.eps)
+    return y.to(x.dtype)
+
+
+def prepared(module: nn.Module, dtype: torch.dtype) -> Function:
+    """A linear or normalising module as a function that computes in `dtype`."""
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    if type(module) is nn.Linear and module.bias is not None and not hooked:
+        weight, bias = module.weight.to(dtype).t(), module.bias.to(dtype)
+        if weight.device.type == "cpu":
+            weight = weight.contiguous()  # up to twice as fast for few rows
+        return _Linear(weight, bias)
+    if type(module) is nn.LayerNorm and module.elementwise_affine and module.bias is not None and not hooked:
+        wide = torch.promote_types(module.weight.dtype, torch.float32)
+        return _Norm(module.weight.to(wide), module.bias.to(wide), module.eps, dtype)
+    return _Called(module, dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class _Linear:
+    weight: Tensor  # (in, out)
+    bias: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x, self.weight)
+
+
+@dataclass(frozen=True, slots=True)
+class _Norm:
+    """In float32 at least, whatever the type of what goes in."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+    dtype: torch.dtype
+
+    def __call__(self, h: Tensor) -> Tensor:
+        wide = self.weight.dtype
+        h = h if h.dtype == wide else h.to(wide)
+        y = torch.layer_norm(h, self.weight.shape, self.weight, self.bias, self.eps)
+        return y if self.dtype == wide else y.to(self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class _Called:
+    module: nn.Module
+    dtype: torch.dtype
+
+    def __call__(self, x: Tensor) -> Tensor:
+        own = next((p.dtype for p in self.module.parameters() if p.is_floating_point()), self.dtype)
+        with torch.autocast(x.device.type, self.dtype, enabled=own != self.dtype):
+            return self.module(x).to(self.dtype)  # type: ignore[no-any-return]
