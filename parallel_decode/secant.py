@@ -21,9 +21,7 @@ class SecantCorrection(Correction):
     """The change of a position propagated to the positions after it within the pass, by a Jacobian learnt on the way.
 
     A pass changes the positions by c = x_new - x_old. Jacobi takes c_l = r_l = f_l(x_old) - x_old[l], as though nothing
-    before l changed. To first order in the neighbours at the lags k it is
-        c_l = r_l + sum_k J_k c_{l-k}.
-    J_k is a secant estimate: the ridge regression of the changes of f_l on those of x_{l-k}, from one evaluation of l
+    before l changed. To first order in the neighbours at the lags k it is c_l = r_l + sum_k J_k c_{l-k}. J_k is a secant estimate: the ridge regression of the changes of f_l on those of x_{l-k}, from one evaluation of l
     to the next. Each row has its own, shared by all its positions, so it is known after two passes, also where no
     window has been yet. A pair of changes (dx, df) weighs 1 / |(dx, df)|, so that neither a large change, nor an f_l
     that changed for other reasons than x_{l-k}, dominates the estimate. No evaluation is added.

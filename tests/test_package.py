@@ -24,16 +24,27 @@ def test_examples_run(example: Path, tmp_path: Path) -> None:
     assert "passes" in done.stdout
 
 
-def test_the_examples_of_the_readme_run(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("page", "blocks"), [("README.md", 4), ("docs/index.md", 1), ("docs/tarflow.md", 2)], ids=lambda value: str(value)
+)
+def test_the_examples_of_a_page_run(
+    page: str, blocks: int, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # the plan is written there
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 5
+    found = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    assert len(found) == blocks
     names: dict[str, object] = {}
-    for block in blocks:
+    for block in found:
         exec(block, names)  # noqa: S102
     assert "within tolerance" in capsys.readouterr().out
+
+
+def test_the_readme_is_short_and_names_files_that_there_are() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert text.count("\n") <= 120
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\(((?!http)[^)#]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
 
 
 @pytest.mark.slow
