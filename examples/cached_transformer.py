@@ -1,5 +1,7 @@
 """A cached system in some sixty lines: a two-layer causal transformer continues prompts, window by window, over fixed key-value storage."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention as attention
@@ -44,9 +46,9 @@ class Continuation(pd.TriangularSystem):
 
     ragged = True  # rows may have windows of their own
 
-    def __init__(self, model: Transformer, prompt: Tensor, length: int, storage: KeyValueStorage | None = None) -> None:
+    def __init__(self, model: Transformer, prompt: Tensor, length: int) -> None:
         self.model, self.prompt, self._length = model, prompt, length
-        self.storage = KeyValueStorage() if storage is None else storage
+        self.storage = KeyValueStorage()
 
     @property
     def length(self) -> int:
@@ -63,7 +65,8 @@ class Continuation(pd.TriangularSystem):
         return scores.argmax(-1)  # type: ignore[no-any-return]
 
     def select(self, rows: Tensor) -> "Continuation":
-        subset = Continuation(self.model, self.prompt[rows], self.length, self.storage)
+        subset = copy.copy(self)
+        subset.prompt = self.prompt[rows]
         self.storage.select(rows, self, subset)
         return subset
 

@@ -109,6 +109,8 @@ class Run:
         self.trace.add(fronts, residuals)
         if self.fronts.min < self.fronts.max == self.fronts.length:
             self._let_rows_leave()
+        if self.rows.has_pass_hook:
+            self._options.chooser.after_pass(self.rows.system)
 
     def evaluate(self, window: Window) -> Tensor:
         """f at the window's positions, of the rows at work: (A, W, *E)."""

@@ -10,6 +10,7 @@ import torch
 from parallel_decode._costs import ENOUGH, LOCK, Arm, Costs, Gains
 from parallel_decode.correction import Correction
 from parallel_decode.secant import SecantCorrection
+from parallel_decode.system import TriangularSystem
 
 SECANT = SecantCorrection()
 UNTRIED = 0.8  # of the time that is predicted for an arm that was never tried: optimism, so that it is
@@ -53,6 +54,9 @@ class Tuner:
             together = min(TIMED_TOGETHER if self._costs.knows(Arm(1)) else 4, length - front)
         self._timer.begin(size, together if self._arm.width == 1 else 1)
         return range(front, front + size)
+
+    def after_pass(self, system: TriangularSystem) -> None:
+        """Nothing to note: drafts are `Adaptive`'s matter."""
 
     def finish(self, front: int, length: int) -> None:
         if self._arm is None or self._timer.left:

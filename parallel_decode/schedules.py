@@ -21,6 +21,9 @@ class Chooser(Protocol):
     def window(self, front: int, length: int) -> range:
         """See `Schedule.window`."""
 
+    def after_pass(self, system: TriangularSystem) -> None:
+        """See `Schedule.after_pass`."""
+
     def finish(self, front: int, length: int) -> None:
         """See `Schedule.finish`."""
 
@@ -77,6 +80,9 @@ class Schedule(ABC):
     def begin(self, system: TriangularSystem, x: Tensor, tol: float) -> "Chooser":
         """Called before a run, with the guess x, shape (B, L, *E): returns what chooses its windows, the schedule itself if it learns nothing."""
         return self
+
+    def after_pass(self, system: TriangularSystem) -> None:  # noqa: B027
+        """Called after each pass of a system that has an `after_pass` itself, with the system of the rows at work."""
 
     def finish(self, front: int, length: int) -> None:  # noqa: B027
         """Called at the end of a run, with the smallest front of a row."""

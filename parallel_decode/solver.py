@@ -72,7 +72,7 @@ def solve(
             It changes how many passes are needed, never the answer at tol=0.
         max_passes: stop each layer after so many passes; rows that are not done by then say so in their status.
         verify: evaluate everything once more at the end and keep the residual, and the error bound where the
-            system has Lipschitz constants.
+            system has Lipschitz constants. (What a system wrote itself, after the end of a text say, is compared like the rest.)
         callback: called after every pass with a `Pass`.
         progress: show a bar of the front (needs tqdm).
         differentiable: let the value have a gradient with respect to all that the system was made from (noise, embeddings,

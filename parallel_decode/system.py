@@ -83,7 +83,7 @@ class TriangularSystem(ABC):
         """The system of some rows alone, with the state that was kept for them; None if that is not offered.
 
         Args:
-            rows: indices into the batch, rising, shape (number of rows that stay,).
+            rows: indices into the batch, rising, on the device of the iterate, shape (number of rows that stay,).
         """
         return None
 

@@ -1,6 +1,7 @@
 """What cached adapters share: every reading of every window, and storage that is never stale."""
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -47,6 +48,7 @@ def check_reads(reads: Reads, positions: Tensor, must_read: Tensor, length: int,
     inputs = reads.take(torch.arange(prefix + length).expand(batch, -1))
     assert inputs.shape == (batch, reads.size)
     visible = seen(reads).expand(batch, -1, -1)
+    assert torch.equal(reads.visible().expand(batch, 1, -1, -1)[:, 0], visible)
     assert torch.equal(visible, torch.arange(reads.stop) <= inputs[..., None])
     assert torch.equal(reads.embedding(torch.arange(prefix + length)).expand(batch, -1), inputs)
     computed = [[p for p in row if prefix or p] for row in positions.tolist()]
@@ -97,6 +99,20 @@ def test_reads_of_rows_with_windows_of_their_own(prefix: int, length: int) -> No
             must &= at < prefix + start + shift[:, None] + width - 1
             check_reads(reads, window.indices(), must, length, prefix)
             check_reads(reads.repeat(2), window.indices().repeat(2, 1), must.repeat(2, 1), length, prefix)
+
+
+@pytest.mark.parametrize("shift", [None, torch.tensor([0, 1])], ids=["shared", "of its own"])
+def test_too_few_inputs_are_refused_not_sliced(shift: Tensor | None) -> None:
+    reads = Reads.of(pd.Window(range(3, 5), 2, shift), length=8, prefix=10, known=12)
+    assert reads.take(torch.zeros(2, 17)).shape == reads.take(torch.zeros(2, 18)).shape == (2, reads.size)
+    short: Callable[[], Tensor]
+    for short in (lambda: reads.take(torch.zeros(2, 16)), lambda: reads.embedding(torch.zeros(16, 3))):
+        with pytest.raises(ValueError, match=r"16 inputs.*expected at least 17"):
+            short()
+    storage = KeyValueStorage()
+    storage.claim("me", inputs=12)
+    with pytest.raises(ValueError, match="claim P"):
+        storage.update(0, torch.zeros(2, reads.size, 2, 1, 1), reads)
 
 
 def test_values_that_are_not_finite_are_not_kept_where_rows_differ() -> None:

@@ -190,7 +190,7 @@ def test_new_weights_of_a_language_model_are_seen_by_the_next_solve() -> None:
     with torch.no_grad():
         for p in system.model.parameters():
             p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * 0.4)
-    new = pd.solve(CausalLM(system.model, system.prompt, 12), "sequential").value
+    new = pd.solve(CausalLM(system.model, system.prompt.ids, 12), "sequential").value
     assert not torch.equal(new, before)
     for schedule in ("sequential", "jacobi", pd.Sliding(4, per_row=True), pd.Jacobi(freeze=False)):
         assert torch.equal(pd.solve(system, schedule).value, new)

@@ -113,6 +113,11 @@ def test_functions_of_the_scores_do_not_ask_what_was_guessed(choice: Choice) -> 
     assert torch.equal(choice(scores, tokens, None, at, torch.arange(2)), tokens) and not choice.couples
 
 
+def test_a_gumbel_for_another_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match="row 2 of a batch of 2"):
+        Gumbel(2, "cpu")(torch.randn(3, 1, V), torch.zeros(3, 1), None, positions(0, rows=3), torch.arange(3))
+
+
 # guesses
 
 

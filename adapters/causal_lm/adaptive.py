@@ -132,51 +132,47 @@ class _Tuner:
     correction = None
 
     def __init__(self, system: CausalLM, costs: dict[int, _Costs], records: dict[int, _Record], most: int) -> None:
-        self.system, self.costs, self.records, self.most = system, costs, records, most
-        system.listeners.append(self.count_accepted)
-        system.plan = self.plan
-        self.width = self.read = self.passes = 0
+        self.drafting, self.costs, self.records, self.most = system.drafting, costs, records, most
+        self.read = self.passes = 0
         self.began = 0.0
-
-    def count_accepted(self, kind: int, accepted: int, drafted: int) -> None:
-        """Of so many drafts of a kind so many were accepted."""
-        with _LOCK:
-            self.records.setdefault(kind, _Record(kind)).add(accepted, drafted)
-
-    def _costs(self) -> _Costs:
-        rows = self.system.counts["rows"]
-        return self.costs.setdefault(rows, _Costs(rows))
-
-    def plan(self) -> int:
-        """The width of the next window, for the drafts that there are now."""
-        with _LOCK:
-            return self._plan()
-
-    def _plan(self) -> int:
-        kinds, left = self.system.draft_kinds, self.system.left
-        most = max((left[row] for row in kinds), default=1)
-        records = [
-            ((left[row] / most) ** URGENCY, self.records.setdefault(kind, _Record(kind))) for row, kind in kinds.items()
-        ]
-        widths = [w for w in WIDTHS if w <= self.most]
-        seconds = self._costs().seconds
-        gains = {w: sum(weight * (1 + r.expected(w - 1)) for weight, r in records) / seconds[w] for w in widths}
-        best = max(gains, key=gains.__getitem__)
-        self.width = best if gains[best] > MARGIN * gains[1] else 1
-        return self.width
 
     def window(self, front: int, length: int) -> range:
         now = time.perf_counter()
-        if self.passes > 1:  # the first reads the prompt
-            with _LOCK:
-                self._costs().add(self.read, now - self.began)
-        self.passes += 1
-        if self.passes == 1:
-            self.plan()
-        self.read = min(self.width, length - front)
+        with _LOCK:
+            costs = self._costs()
+            if self.passes > 1:  # the first reads the prompt
+                costs.add(self.read, now - self.began)
+            self.passes += 1
+            self.read = min(self._best(costs), length - front)
         self.began = now
         return range(front, front + self.read)
 
+    def after_pass(self, system: TriangularSystem) -> None:
+        """Count what came true of the drafts."""
+        assert isinstance(system, CausalLM)
+        self.drafting = system.drafting
+        with _LOCK:
+            for kind, accepted, read in self.drafting.outcomes:
+                self.records.setdefault(kind, _Record(kind)).add(accepted, read)
+
     def finish(self, front: int, length: int) -> None:
-        self.system.listeners.clear()
-        self.system.plan = None
+        """Nothing to do: all is noted."""
+
+    def _costs(self) -> _Costs:
+        rows = len(self.drafting.texts)
+        return self.costs.setdefault(rows, _Costs(rows))
+
+    def _best(self, costs: _Costs) -> int:
+        """The width for the drafts that there are now."""
+        drafting = self.drafting
+        left = {row: drafting.length - drafting.final(row) for row in drafting.going()}
+        most = max(left.values(), default=1)
+        records = [
+            ((left[row] / most) ** URGENCY, self.records.setdefault(kind, _Record(kind)))
+            for row in left
+            if (kind := drafting.kinds[row]) is not None
+        ]
+        widths = [w for w in WIDTHS if w <= self.most]
+        gains = {w: sum(weight * (1 + r.expected(w - 1)) for weight, r in records) / costs.seconds[w] for w in widths}
+        best = max(gains, key=gains.__getitem__)
+        return best if gains[best] > MARGIN * gains[1] else 1

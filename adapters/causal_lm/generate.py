@@ -52,7 +52,7 @@ class _Generation(CausalLM):
         super()._begin()
         self.kept: list[list[Tensor]] = [[], []]  # scores, logits
         self.latest: list[dict[int, Tensor]] = [{}, {}]  # of positions that are not final
-        self.lengths = torch.full((len(self.prompt),), self.length)  # where each row ends
+        self.lengths = torch.full((len(self.prompt.ids),), self.length)  # where each row ends
         self.checked = 0  # positions that the criteria, and the streamer, have seen
 
     @property
@@ -76,14 +76,14 @@ class _Generation(CausalLM):
         fronts = fronts.clone()
         for row, count in new.items():
             if self.eos and int(self.lengths[self.rows[row]]) == self.length:
-                text = self.texts[row]
+                text = self.drafting.texts[row]
                 at = next((i for i in range(len(text) - count, len(text)) if text[i] in self.eos), None)
                 if at is not None:
-                    self._stop(x, fronts, row, at + 1 - len(self.prompts[row]))
+                    self._stop(x, fronts, row, self.drafting.final(row) + at + 1 - len(text))
         self._check(x, fronts)
         held = self._in_step(fronts)
         for row in (held < fronts).nonzero()[:, 0].tolist():
-            del self.texts[row][len(self.prompts[row]) + int(held[row]) :]
+            self.drafting.cut(row, int(held[row]))
         fronts = held
         if bool((self.lengths < self.length).all()) and int(fronts.min()) >= int(self.lengths.max()):
             fronts[:] = self.length
@@ -100,7 +100,7 @@ class _Generation(CausalLM):
             fronts[row] = self.length
         elif length < int(fronts[row]):  # what was read beyond was no padding: hold the row back
             fronts[row] = length
-            del self.texts[row][len(self.prompts[row]) + length :]
+            self.drafting.cut(row, length)
             for kept in self.kept:
                 del kept[length:]
 
@@ -108,10 +108,10 @@ class _Generation(CausalLM):
         """Ask the criteria, and tell the streamer, of positions that are final in all rows, one by one."""
         if not self.criteria and self.stream is None:
             return
-        columns = self.prompt.shape[1]
+        columns = self.prompt.columns
         while self.checked < min(int(fronts.min()), int(self.lengths.max())):
             position = self.checked
-            text = torch.cat([self.prompt, x[:, : position + 1]], 1)
+            text = self.prompt.text(x[:, : position + 1])
             scores = tuple(self.kept[0][: position + 1]) if self.keep[0] else None
             for criterion in self.criteria:
                 done = torch.as_tensor(criterion(text, scores), device="cpu").expand(len(x))
@@ -271,7 +271,7 @@ def parallel_generate(
 
 def _cache(system: CausalLM, x: Tensor, length: int) -> Any:
     """The cache with all columns but the last, in every row."""
-    wanted = system.prompt.shape[1] + length - 1
+    wanted = system.prompt.columns + length - 1
     first = system.slots.align(wanted)
     if first < wanted:
         with torch.no_grad():

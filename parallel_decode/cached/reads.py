@@ -28,7 +28,7 @@ class Reads:
     Attributes:
         size: T; 0 if the window is position 0 alone, and nothing is read for that.
         stop: keys of inputs before this one are attended to.
-        mask: which, shape (T, stop), True where a query sees a key. None where nothing is to be masked, or `causal`.
+        mask: which, shape (T, stop), True where a query sees a key. None where nothing is to be masked, or `causal`; see `visible`.
         causal: whether query t sees the keys 0..t, as `is_causal` of `scaled_dot_product_attention` has it.
 
     Example: a window over positions 3 and 4 behind a prompt of 10, of which the cache holds all but the last.
@@ -45,6 +45,7 @@ class Reads:
     def __init__(
         self, window: Window, length: int, prefix: int = 0, known: int = 0, device: torch.device | None = None
     ) -> None:
+        self._all, self._device = prefix + length - 1, device
         self._skips = prefix == 0 and window.positions.start == 0
         wanted = self._wanted = window.positions[1:] if self._skips else window.positions
         self.stop = prefix + window.positions[-1]
@@ -71,11 +72,26 @@ class Reads:
         return RowReads(first + shift[:, None], len(window.positions), before, prefix + last, length, prefix)
 
     def take(self, x: Tensor) -> Tensor:
-        """What is read, of all inputs: (B, P + L, *E) to (B, T, *E)."""
+        """What is read, of all inputs: (B or 1, P + L, *E) to (B, T, *E), or (1, T, *E) where all rows read the same."""
+        self._check(x.shape[1])
         return x[:, self._inputs]
+
+    def _check(self, inputs: int) -> None:
+        if inputs < self._all:  # slices would silently be shorter
+            raise ValueError(
+                f"there are {inputs} inputs, or places of inputs, expected at least {self._all}: P + L - 1"
+            )
+
+    def visible(self) -> Tensor:
+        """Which keys each query sees, always as a tensor: shape (1, 1, T, stop), or (B, 1, T, stop) where rows differ. For masks of your own, as of padding."""
+        if self.mask is not None:
+            return self.mask.view(-1, 1, self.size, self.stop)
+        at = torch.arange(self.stop, device=self._device)
+        return (at <= at[self._inputs, None])[None, None]
 
     def embedding(self, table: Tensor) -> Tensor:
         """What belongs to the places of these inputs: (P + L, C) to (T, C)."""
+        self._check(len(table))
         return table[self._inputs]
 
     def outputs(self, h: Tensor) -> Tensor:
@@ -118,7 +134,8 @@ class RowReads(Reads):
     causal = False
 
     def __init__(self, start: Tensor, width: int, before: int, stop: int, length: int, prefix: int = 0) -> None:
-        inputs, device, before = prefix + length - 1, start.device, max(before, 1)
+        self._all = inputs = prefix + length - 1
+        device, before = start.device, max(before, 1)
         self.stop, self.size = stop, min(before + width - 1, inputs)
         first = (prefix + start - before).clamp(0, inputs - self.size)
         at = torch.arange(max(width, self.size, stop), device=device)
@@ -133,10 +150,12 @@ class RowReads(Reads):
         return torch.arange(len(self._index), device=self._index.device)[:, None]
 
     def take(self, x: Tensor) -> Tensor:
-        return x[self._rows, self._index]
+        self._check(x.shape[1])
+        return x.expand(len(self._index), *x.shape[1:])[self._rows, self._index]
 
     def embedding(self, table: Tensor) -> Tensor:
         """(P + L, C) to (B, T, C)."""
+        self._check(len(table))
         return table[self._index]
 
     def outputs(self, h: Tensor) -> Tensor:

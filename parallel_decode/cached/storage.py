@@ -76,6 +76,10 @@ class KeyValueStorage:
             raise RuntimeError(
                 "keys and values that need a gradient cannot be kept: read everything at once (Window.full) without storage, or use torch.no_grad"
             )
+        if reads.stop > self._inputs:
+            raise ValueError(
+                f"input {reads.stop - 1} was read, and the storage was claimed for {self._inputs} inputs: claim P + L"
+            )
         if not self._known:
             self._fit(layer, kv)
         held, keys, values = self._layers[layer]

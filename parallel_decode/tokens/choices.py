@@ -32,7 +32,7 @@ class Choice(ABC):
         """Tokens, shape (B, W).
 
         Args:
-            scores: after all processors, float32, shape (B, W, V).
+            scores: after all processors, shape (B, W, V).
             drafts: the tokens that the window held, shape (B, W).
             guessed: which of them came from a guess, not from this choice, shape (B, W); None unless it `couples`.
             positions: of the window, shape (B, W), on the host.
@@ -40,7 +40,7 @@ class Choice(ABC):
         """
 
     def finish(self, length: int) -> None:  # noqa: B027
-        """The text ended after so many positions."""
+        """For who decodes, at the end: the texts ended after so many positions, the longest row's (L, unless all rows ended before)."""
 
 
 class Greedy(Choice):
@@ -55,15 +55,16 @@ class Greedy(Choice):
 class Gumbel(Choice):
     """argmax p / q for exponential q, drawn once for each position: what `torch.multinomial` does (log p minus log q is log p plus Gumbel noise).
 
-    The noise of a position is drawn for the whole batch, by the device's default generator, when a window first reaches it, and kept until no row needs it.
+    The noise of a position is drawn for the whole batch, by the device's default generator, when a window first reaches it. One object is one noise: solved
+    again, it gives the same tokens. (Old noise is forgotten, and drawn again from the generator's state of then where it is needed.)
 
     Args:
         batch: B, as it was at first.
         device: of the scores.
     """
 
-    def __init__(self, batch: int, device: torch.device) -> None:
-        self.batch, self.device = batch, device
+    def __init__(self, batch: int, device: torch.device | str) -> None:
+        self.batch, self.device = batch, torch.device(device)
         self.noise: dict[int, Tensor] = {}
         self.states: dict[int, Tensor] = {}  # of the generator, before a position's noise was drawn
         self.drawn = 0
@@ -71,6 +72,10 @@ class Gumbel(Choice):
     def __call__(
         self, scores: Tensor, drafts: Tensor, guessed: Tensor | None, positions: Tensor, rows: Tensor
     ) -> Tensor:
+        if len(rows) and int(rows.max()) >= self.batch:
+            raise ValueError(
+                f"row {int(rows.max())} of a batch of {self.batch}: make Gumbel for the batch as it is at first"
+            )
         first, last = int(positions.min()), int(positions.max())
         for position in [p for p in self.noise if p < first]:
             del self.noise[position]

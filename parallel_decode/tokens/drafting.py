@@ -1,0 +1,120 @@
+"""Drafts of the rows of a batch: what is final of each text, what may follow, and how much of that came true.
+
+Shapes: B batch rows, L positions.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from parallel_decode.tokens.guesses import Guess, Row
+
+MOST = 64  # tokens that are drafted
+
+
+class Outcome(NamedTuple):
+    """Of a draft: its kind, how many of its tokens were accepted, of how many that the pass read."""
+
+    kind: int
+    accepted: int
+    read: int
+
+
+class Drafting:
+    """The texts of a batch and the drafts beyond them, on the host.
+
+    Args:
+        guess: what makes drafts.
+        prompts: the tokens of each row, without padding.
+        length: L.
+        couples: whether tokens are chosen by a coupling; drafts are for fresh positions alone then, unless the guess says otherwise.
+
+    Attributes:
+        texts: of each row, the prompt and what is final.
+        kinds: of the drafts that are in place (0: none); None for rows that have ended.
+        outcomes: of the drafts of the last pass.
+    """
+
+    def __init__(self, guess: Guess, prompts: Sequence[Row], length: int, couples: bool = False) -> None:
+        self.guess, self.length = guess, length
+        self.texts = [list(text) for text in prompts]
+        self.kinds: list[int | None] = [0] * len(prompts)
+        self.outcomes: list[Outcome] = []
+        self._fresh = couples if guess.fresh is None else guess.fresh
+        self._numbers = list(range(len(prompts)))  # of the rows, as they were at first
+        self._prompts = [len(text) for text in prompts]
+        self._drafted = [0] * len(prompts)  # tokens of the drafts in place
+        self._reached = [0] * len(prompts)  # positions from here on no window has held yet
+        guess.begin(prompts)
+
+    def final(self, row: int) -> int:
+        """How many positions of a row are final."""
+        return len(self.texts[row]) - self._prompts[row]
+
+    def going(self) -> list[int]:
+        """The rows that have not ended."""
+        return [row for row, kind in enumerate(self.kinds) if kind is not None]
+
+    def accept(self, x: Tensor, fronts: list[int], starts: list[int], width: int) -> dict[int, int]:
+        """The texts grow to the fronts of a pass, which are noted.
+
+        Args:
+            x: the iterate, shape (B, L).
+            fronts: of each row.
+            starts, width: of each row's window.
+
+        Returns:
+            How many tokens each row got that has not ended.
+        """
+        rows, self.outcomes = self.going(), []
+        olds = {row: self.final(row) for row in rows}
+        least, most = min(olds.values(), default=0), max((fronts[row] for row in rows), default=0)
+        new = x[:, least:most].tolist()
+        for row, old in olds.items():
+            self.texts[row].extend(new[row][old - least : fronts[row] - least])
+            self._reached[row] = max(self._reached[row], starts[row] + width)
+            read = starts[row] + width - 1 - old
+            read = min(read, self._drafted[row]) if self._drafted[row] else read
+            if old and read > 0:
+                self.outcomes.append(Outcome(self.kinds[row] or 0, min(fronts[row] - old - 1, read), read))
+        return {row: fronts[row] - old for row, old in olds.items()}
+
+    def cut(self, row: int, length: int) -> None:
+        """No more than so many positions of a row are final."""
+        del self.texts[row][self._prompts[row] + length :]
+
+    def end(self, row: int) -> None:
+        """A row goes on no longer."""
+        self.kinds[row] = None
+
+    def write(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Write drafts beyond what is final, into the iterate (B, L); returns the rows and positions that got one, if any did."""
+        fronts = {row: self.final(row) for row in self.going() if self.final(row) < self.length}
+        least, most = min(fronts.values(), default=0), max((self._reached[row] for row in fronts), default=0)
+        held = x[:, least:most].tolist() if self._fresh or self.guess.recycles else [[]] * len(x)
+        at: tuple[list[int], list[int], list[int]] = [], [], []  # rows, positions, tokens
+        for row, front in fronts.items():
+            predicted = held[row][front - least : max(0, self._reached[row] - least)]
+            if predicted and self.guess.recycles:
+                self.guess.refused(self._numbers[row], self.texts[row], predicted)
+            ahead = predicted if self._fresh else []
+            first, room = front + len(ahead), min(MOST, self.length - front) - len(ahead)
+            found, kind = self.guess.draft(self._numbers[row], self.texts[row], ahead, room) if room > 0 else ([], 0)
+            self.kinds[row], self._drafted[row] = (0, 0) if ahead else (kind, len(found))
+            for part, values in zip(at, ([row] * len(found), range(first, first + len(found)), found), strict=True):
+                part.extend(values)
+        if not at[0]:
+            return None
+        rows, positions, tokens = torch.tensor(at, device=x.device)
+        x[rows, positions] = tokens
+        return rows, positions
+
+    def select(self, rows: list[int]) -> "Drafting":
+        """The same for some rows."""
+        subset = copy.copy(self)
+        for name in ("texts", "kinds", "_numbers", "_prompts", "_drafted", "_reached"):
+            setattr(subset, name, [getattr(self, name)[row] for row in rows])
+        return subset
