@@ -1,5 +1,6 @@
 """Language models: the tokens of `generate`, whatever the window, the guess and the model."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from parallel_decode.adapters import causal_lm
 from parallel_decode.adapters.causal_lm import Adaptive, CausalLM, Gumbel, NGram, cache, parallel_generate
 from parallel_decode.adapters.causal_lm.cache import Slots
 from parallel_decode.adapters.causal_lm.generate import _Generation
+from parallel_decode.adapters.causal_lm.guidance import Guidance
 from parallel_decode.schedules import Schedule
 from parallel_decode.testing import check_system
 from parallel_decode.tokens.choices import Choice, Maximal, Speculative
@@ -396,13 +398,88 @@ def test_processors_with_a_state_get_one_position_at_a_time() -> None:
     assert torch.equal(model.generate(**options, logits_processor=[Even()], custom_generate=parallel_generate), truth)
 
 
-def test_guidance_is_one_position_at_a_time() -> None:
-    model = make("Llama")
-    options = {**prompts(1), "do_sample": False, "max_new_tokens": 12, "pad_token_id": PAD, "guidance_scale": 1.5}
-    options["negative_prompt_ids"] = torch.tensor([[5, 6, 7]])
+NEGATIVES: dict[str, dict[str, Tensor]] = {
+    "none": {},
+    "shorter": {"negative_prompt_ids": torch.tensor([[5, 6, 7], [9, 8, 7], [5, 5, 5]])},
+    "padded": {
+        "negative_prompt_ids": torch.tensor([[5, 6, 7], [PAD, 8, 7], [PAD, PAD, 5]]),
+        "negative_prompt_attention_mask": torch.tensor([[1, 1, 1], [0, 1, 1], [0, 0, 1]]),
+    },
+    "longer": {"negative_prompt_ids": torch.randint(2, 30, (3, 30), generator=torch.Generator().manual_seed(3))},
+}
+
+
+@pytest.mark.parametrize("negative", NEGATIVES)
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("name", ["GPT-2", "Llama", "Mistral", "Gemma 3"])
+def test_guidance_reads_a_doubled_batch(name: str, how: str, negative: str) -> None:
+    """Every row of a left-padded batch is what transformers' unbatched guidance makes of it."""
+    model = make(name)
+    options = {**prompts(3), **HOW[how], **NEGATIVES[negative], "guidance_scale": 3.0}
+    options |= {"max_new_tokens": 16, "pad_token_id": PAD, "eos_token_id": [3, 4]}
+    torch.manual_seed(0)
     truth = model.generate(**options)
+    plain = {key: value for key, value in options.items() if key not in {"guidance_scale", *NEGATIVES[negative]}}
+    torch.manual_seed(0)
+    assert not torch.equal(model.generate(**plain), truth), "guidance changes nothing here"
+    for schedule in ("auto", "sequential", pd.Sliding(5), pd.Sliding(5, per_row=True), "jacobi-gs"):
+        report: dict[str, Any] = {}
+        torch.manual_seed(0)
+        found = model.generate(**options, custom_generate=parallel_generate, schedule=schedule, report=report)
+        assert torch.equal(found, truth), schedule
+        assert report["passes"] <= 16
+
+
+def test_a_guided_system_is_a_system_like_others() -> None:
+    inputs, negative = (
+        prompts(3),
+        Guidance(2.0, NEGATIVES["longer"]["negative_prompt_ids"][:, :14], torch.ones(3, 14).long()),
+    )
+    system = CausalLM(
+        make("Llama"), inputs["input_ids"], 12, attention_mask=inputs["attention_mask"], guidance=negative
+    )
+    check_system(system, points=torch.randint(2, V, (3, 12), generator=torch.Generator().manual_seed(2)))
+
+
+@pytest.mark.parametrize("negative", NEGATIVES)
+def test_guidance_in_the_outputs(negative: str) -> None:
+    model = make("Llama")
+    options: dict[str, Any] = {**prompts(3), **NEGATIVES[negative], "do_sample": False, "max_new_tokens": 12}
+    options |= {
+        "pad_token_id": PAD,
+        "guidance_scale": 1.7,
+        "return_dict_in_generate": True,
+        "output_scores": True,
+        "output_logits": True,
+    }
+    truth = model.generate(**options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if negative == "longer" else "error")  # one by one
+        found = model.generate(**options, custom_generate=parallel_generate, schedule=pd.Sliding(4))
+    assert torch.equal(found.sequences, truth.sequences)
+    for kind in ("scores", "logits"):
+        for a, b in zip(found[kind], truth[kind], strict=True):
+            torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
+    assert found.past_key_values.get_seq_length() == truth.past_key_values.get_seq_length()
+    mask = torch.cat([options["attention_mask"], torch.ones(3, 11)], 1)[:, None, :, None]
+    for a, b in zip(found.past_key_values.layers, truth.past_key_values.layers, strict=True):
+        torch.testing.assert_close(a.keys * mask, b.keys * mask, atol=1e-4, rtol=1e-4)
+
+
+def test_guidance_with_a_cache_of_ones_own_is_one_position_at_a_time() -> None:
+    model = make("Llama")
+    options: dict[str, Any] = {**prompts(1), "do_sample": False, "max_new_tokens": 12}
+    options |= {"pad_token_id": PAD, "guidance_scale": 1.5}
+    caches = []
+    for _ in range(2):
+        cache = hf.DynamicCache(config=model.config)
+        with torch.no_grad():
+            model(options["input_ids"][:, :-1], past_key_values=cache)
+        caches.append(cache)
+    truth = model.generate(**options, past_key_values=caches[0])
     with pytest.warns(UserWarning, match="UnbatchedClassifierFreeGuidance"):
-        assert torch.equal(model.generate(**options, custom_generate=parallel_generate), truth)
+        found = model.generate(**options, past_key_values=caches[1], custom_generate=parallel_generate)
+    assert torch.equal(found, truth)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from parallel_decode.adapters.causal_lm.adaptive import Adaptive
+from parallel_decode.adapters.causal_lm.guidance import taken_out
 from parallel_decode.adapters.causal_lm.system import CausalLM
 from parallel_decode.schedules import Schedule
 from parallel_decode.selective import as_schedule
@@ -203,7 +204,16 @@ def parallel_generate(
         raise ValueError("strict is for greedy text: leave it out where do_sample is True")
     batch, columns = input_ids.shape
     length = config.max_length - columns
-    processors = Processors(logits_processor)
+    cache, outputs = model_kwargs.pop("past_key_values", None), config.return_dict_in_generate
+    others, guidance = taken_out(logits_processor, input_ids)
+    if guidance is not None and (
+        (cache is not None and cache.get_seq_length()) or (outputs and guidance.ids.shape[1] > columns)
+    ):
+        others, guidance = (
+            logits_processor,
+            None,
+        )  # the cache has no rows for it, or would come back with columns too many
+    processors = Processors(others)
     if processors.unknown:
         warnings.warn(
             f"{', '.join(processors.unknown)} may have a state, so tokens are decoded one by one; a processor of your own that is a function of "
@@ -212,7 +222,6 @@ def parallel_generate(
         )
     model_kwargs = {key: value for key, value in model_kwargs.items() if value is not None}
     mask, position_ids = model_kwargs.pop("attention_mask", None), model_kwargs.pop("position_ids", None)
-    cache = model_kwargs.pop("past_key_values", None)
     for name in ("use_cache", "logits_to_keep", "cache_position"):
         model_kwargs.pop(name, None)
     others = [key for key, value in model_kwargs.items() if isinstance(value, Tensor)]
@@ -220,7 +229,6 @@ def parallel_generate(
         raise NotImplementedError(
             f"the model was given {', '.join(others) or 'an empty prompt'}: parallel_generate reads tokens alone; use generate without custom_generate"
         )
-    outputs = config.return_dict_in_generate
     pad = getattr(config, "_pad_token_tensor", None)
     system = _Generation(
         model,
@@ -233,6 +241,7 @@ def parallel_generate(
         guess=as_guess(guess),
         cache=cache,
         tie_tolerance=TIE_TOLERANCE.get(model.dtype, 2.0**-18) if strict else 0.0,
+        guidance=guidance,
         extra=model_kwargs,
         ends=stopping_criteria,
         pad=None if pad is None else int(pad),
@@ -271,11 +280,13 @@ def parallel_generate(
 
 def _cache(system: CausalLM, x: Tensor, length: int) -> Any:
     """The cache with all columns but the last, in every row."""
-    wanted = system.prompt.columns + length - 1
+    wanted = system.layout.columns + length - 1
     first = system.slots.align(wanted)
     if first < wanted:
         with torch.no_grad():
             system._forward(x, first, wanted - first, 1)
+    if system.guidance is not None:
+        system.slots.select(torch.arange(len(x), device=x.device))
     return system.slots.cache
 
 

@@ -16,6 +16,7 @@ from transformers import DynamicCache
 
 from parallel_decode._claims import claim_of
 from parallel_decode.adapters.causal_lm.cache import Slots
+from parallel_decode.adapters.causal_lm.guidance import Guidance
 from parallel_decode.adapters.causal_lm.prompt import Prompt
 from parallel_decode.system import TriangularSystem
 from parallel_decode.tokens.choices import Choice, Greedy
@@ -40,6 +41,7 @@ class CausalLM(TriangularSystem):
         cache: of transformers, empty or with leading columns in it; None makes one.
         tie_tolerance: choose again, by a forward of a single token, where the two best scores are no further apart than this (relative to the larger one); with
             0, never. See `parallel_generate`'s `strict`.
+        guidance: negative prompts, which are read in a doubled batch.
         extra: further arguments of every forward.
 
     Attributes:
@@ -72,13 +74,16 @@ class CausalLM(TriangularSystem):
         guess: Guess | None = None,
         cache: Any = None,
         tie_tolerance: float = 0.0,
+        guidance: Guidance | None = None,
         extra: dict[str, Any] | None = None,
     ) -> None:
         self.model, self.prompt, self._length = model, Prompt(prompt, length, attention_mask, position_ids), length
         self.processors = processors if isinstance(processors, Processors) else Processors(processors)
         self.choice, self.guess, self.tie_tolerance = choice or Greedy(), guess or Last(), tie_tolerance
+        self.guidance, self.copies = guidance, 1 if guidance is None else 2
+        self.layout = self.prompt if guidance is None else guidance.doubled(self.prompt, length)  # what the model reads
         cache = DynamicCache(config=model.config) if cache is None else cache
-        self.slots = Slots(cache, len(prompt), prompt.shape[1] + length)
+        self.slots = Slots(cache, self.copies * len(prompt), self.layout.columns + length)
         self.given = self.slots.filled  # columns that the cache came with
         self.extra = extra or {}
         self.keeps = model._supports_logits_to_keep()
@@ -137,10 +142,12 @@ class CausalLM(TriangularSystem):
         if self.processors.lockstep or self.slots.static:
             return None
         host, subset = rows.cpu(), copy.copy(self)
-        self.slots.select(rows)
+        both = torch.cat([rows, rows + len(self.rows)]) if self.guidance else rows
+        self.slots.select(both)
         empty = DynamicCache(config=self.model.config)
-        self.slots = Slots(empty, len(self.rows), 1)  # these rows take the other along
-        subset.prompt, subset.guessed = self.prompt.select(rows), self.guessed[rows]
+        self.slots = Slots(empty, self.copies * len(self.rows), 1)  # these rows take the other along
+        subset.prompt, subset.layout = self.prompt.select(rows), self.layout.select(both)
+        subset.guessed = self.guessed[rows]
         subset.rows, subset.ended = self.rows[host], self.ended[host]
         subset.drafting = self.drafting.select(host.tolist())
         return subset
@@ -155,7 +162,7 @@ class CausalLM(TriangularSystem):
     @torch.no_grad()
     def evaluate(self, x: Tensor, window: Window) -> Tensor:
         claim_of(self.slots.cache)
-        before, start, last = self.prompt.columns, window.positions.start, window.positions[-1]
+        before, start, last = self.layout.columns, window.positions.start, window.positions[-1]
         changed = before + min(window.changed_from, start - 1)  # the first column to be read, if it is there at all
         if self.slots.aligned and not self.slots.records:
             if not self.slots.filled and before > 1:  # while nothing is recorded a long prompt takes less memory
@@ -169,18 +176,16 @@ class CausalLM(TriangularSystem):
         else:
             self.slots.spread()
             shift = torch.zeros(len(x), dtype=torch.long) if window.shift is None else window.shift.cpu()
-            self.starts, end = start + shift, before + last + shift
-            wanted = (end - torch.minimum(changed + shift, self.slots.known))[~self.ended]
+            self.starts, each = start + shift, shift.repeat(self.copies)
+            end = before + last + each
+            wanted = (end - torch.minimum(changed + each, self.slots.known))[~self.ended.repeat(self.copies)]
             count = int(wanted.max()) if len(wanted) else 1
             first = end - count  # before column 0 there are holes
         self.width = len(window.positions)
         logits = self._forward(x, first, count, last - start + 1)
-        self.logits = logits if window.positions.step == 1 else logits[:, :: window.positions.step]
+        logits = logits if window.positions.step == 1 else logits[:, :: window.positions.step]
         positions = torch.tensor(window.positions) - start + self.starts[:, None]
-        if self.processors.processors:
-            self.scores = self.processors(self.prompt.text(x), self.logits.clone(), before + positions)
-        else:
-            self.scores = self.logits
+        self.logits, self.scores = logits[: len(x)], self._scored(x, logits, positions)
         drafts = window.take(x)
         guessed = window.take(self.guessed) if self.choice.couples else None
         tokens = self.choice(self.scores, drafts, guessed, positions, self.rows)
@@ -190,25 +195,34 @@ class CausalLM(TriangularSystem):
             window.put(self.guessed, torch.zeros_like(guessed))
         return tokens
 
+    def _scored(self, x: Tensor, logits: Tensor, positions: Tensor) -> Tensor:
+        """Scores, shape (B, W, V), of all copies' logits at these positions (B, W)."""
+        guided = logits if self.guidance is None else self.guidance.combine(logits)
+        if not self.processors.processors:
+            return guided
+        own = guided.clone() if self.guidance is None else guided
+        return self.processors(self.prompt.text(x), own, self.prompt.columns + positions)
+
     def _forward(self, x: Tensor, first: int | Tensor, count: int, keep: int) -> Tensor:
-        """The last `keep` logits of `count` columns from `first`, of all rows or of each, on; float32."""
-        before, device, real = self.prompt.columns, x.device, None
+        """The last `keep` logits of `count` columns from `first`, of all rows or of each, on; float32, of all copies of the batch."""
+        x = x if self.guidance is None else x.repeat(2, 1)
+        before, device, real = self.layout.columns, x.device, None
         self.slots.rewind(first)
         if isinstance(first, int):
             end = first + count
-            ids = x[:, first - before : end - before] if first >= before else self.prompt.text(x)[:, first:end]
+            ids = x[:, first - before : end - before] if first >= before else self.layout.text(x)[:, first:end]
             positions, mask = (
-                self.prompt.position_ids[:, first:end],
-                self.prompt.mask[:, :end] if self.prompt.padded else None,
+                self.layout.position_ids[:, first:end],
+                self.layout.mask[:, :end] if self.layout.padded else None,
             )
         else:
             columns = first[:, None] + torch.arange(count)
-            real = ~self.ended if bool(self.ended.any()) else None
-            at = columns.to(device).clamp(0, self.prompt.position_ids.shape[1] - 1)
-            ids, positions = self.prompt.text(x).gather(1, at), self.prompt.position_ids.gather(1, at)
+            real = ~self.ended.repeat(self.copies) if bool(self.ended.any()) else None
+            at = columns.to(device).clamp(0, self.layout.position_ids.shape[1] - 1)
+            ids, positions = self.layout.text(x).gather(1, at), self.layout.position_ids.gather(1, at)
             assert self.slots.columns is not None
             held = torch.cat([self.slots.columns, columns], 1).to(device)
-            mask = (held >= 0).long() * self.prompt.mask.gather(1, held.clamp(0, self.prompt.mask.shape[1] - 1))
+            mask = (held >= 0).long() * self.layout.mask.gather(1, held.clamp(0, self.layout.mask.shape[1] - 1))
         arguments = {"logits_to_keep": keep} if self.keeps else {}
         output = self.model(
             input_ids=ids.contiguous(),
@@ -232,12 +246,8 @@ class CausalLM(TriangularSystem):
         final = torch.cat([torch.ones_like(drafts[:, :1]), (drafts == tokens)[:, :-1]], 1).cumprod(1).bool().any(0)
         again = (close & final).nonzero()[:, 0].tolist() if tokens.shape[1] > 1 else []
         for index in reversed(again):
-            column = self.prompt.columns + int(positions[0, index]) - 1
-            self.logits[:, index] = self._forward(x, column, 1, 1)[:, 0]
-            self.scores[:, index : index + 1] = self.processors(
-                self.prompt.text(x),
-                self.logits[:, index : index + 1].clone(),
-                self.prompt.columns + positions[:, index : index + 1],
-            )
+            logits = self._forward(x, self.layout.columns + int(positions[0, index]) - 1, 1, 1)
+            self.logits[:, index] = logits[: len(x), 0]
+            self.scores[:, index] = self._scored(x, logits, positions[:, index : index + 1])[:, 0]
             tokens[:, index] = self.scores[:, index].argmax(-1)
             self.counts["ties"] += 1
