@@ -15,13 +15,13 @@ from transformers import LogitsProcessor, StoppingCriteria, dynamic_module_utils
 
 import parallel_decode as pd
 from parallel_decode.adapters import causal_lm
-from parallel_decode.adapters.causal_lm import Adaptive, CausalLM, Gumbel, NGram, cache, parallel_generate
+from parallel_decode.adapters.causal_lm import Adaptive, CausalLM, NGram, cache, parallel_generate
 from parallel_decode.adapters.causal_lm.cache import Slots
-from parallel_decode.adapters.causal_lm.generate import _Generation
 from parallel_decode.adapters.causal_lm.guidance import Guidance
+from parallel_decode.adapters.causal_lm.stopping import Generation
 from parallel_decode.schedules import Schedule
 from parallel_decode.testing import check_system
-from parallel_decode.tokens.choices import Choice, Maximal, Speculative
+from parallel_decode.tokens import Choice, Gumbel, Maximal, Speculative
 
 V, PAD = 48, 0
 hf: Any = transformers
@@ -180,7 +180,7 @@ def test_the_system_inside_generate_is_one_like_others(
 ) -> None:
     inputs = prompts(3)
     ends: list[Any] = [transformers.EosTokenCriteria(eos_token_id=[3, 4, 5, 6])]
-    system = _Generation(
+    system = Generation(
         make(name).double(),
         inputs["input_ids"],
         12,
