@@ -1,4 +1,4 @@
-"""What `Auto` remembers within the process: seconds of a pass by its width, and passes for a position by width.
+"""What schedules that measure remember within the process: seconds of a pass by its width, and (of `Auto`) passes for a position by width.
 
 One lock guards all of it, since two threads may decode at once.
 """
@@ -6,7 +6,7 @@ One lock guards all of it, since two threads may decode at once.
 import math
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from itertools import pairwise
 from statistics import median
 from typing import NamedTuple, TypeVar
@@ -33,50 +33,93 @@ def _seconds(sample: tuple[int, float]) -> float:
     return sample[1]
 
 
+class Timings:
+    """Seconds of a pass by its number of positions: the smallest of the last samples, since what disturbs them only adds.
+
+    Between the sizes that were measured they are on a straight line.
+
+    Args:
+        beyond: the seconds of a size outside of those, from the nearest one and its seconds.
+        bucket: sizes that have the same are measured together.
+        enough: samples of what counts as measured.
+        kept: samples.
+    """
+
+    def __init__(
+        self,
+        beyond: Callable[[float, int, float], float],
+        bucket: Callable[[int], int] = int.bit_length,
+        enough: int = ENOUGH,
+        kept: int = 31,
+    ) -> None:
+        self.beyond, self.bucket, self.enough, self.kept = beyond, bucket, enough, kept
+        self.samples: dict[int, deque[tuple[int, float]]] = {}
+
+    def add(self, size: int, seconds: float) -> bool:
+        """Add a pass over `size` positions; whether there are now just enough samples of that size."""
+        samples = self.samples.setdefault(self.bucket(size), deque(maxlen=self.kept))
+        samples.append((size, seconds))
+        return len(samples) == self.enough
+
+    def knows(self, size: int) -> bool:
+        """Whether such passes have been measured."""
+        return len(self.samples.get(self.bucket(size), ())) >= self.enough
+
+    def measured(self) -> list[tuple[int, float]]:
+        """Sizes, rising, and their seconds."""
+        return [min(s, key=_seconds) for _, s in sorted(self.samples.items()) if len(s) >= self.enough]
+
+    def seconds(self, size: float, measured: Sequence[tuple[int, float]] = ()) -> float:
+        """Of a pass over so many positions; `measured` is what `measured()` returned, and not empty, if it is known already."""
+        measured = measured or self.measured()
+        if size <= measured[0][0] or size >= measured[-1][0]:
+            return self.beyond(size, *measured[0 if size <= measured[0][0] else -1])
+        (n0, t0), (n1, t1) = next(pair for pair in pairwise(measured) if size <= pair[1][0])
+        return t0 + (t1 - t0) * (size - n0) / (n1 - n0)
+
+
 class Costs:
-    """Seconds of a pass by its number of positions: the smallest of the last samples, since what disturbs them only adds."""
+    """Seconds of passes of all arms."""
 
     def __init__(self) -> None:
-        self.samples: dict[tuple[bool, int], deque[tuple[int, float]]] = {}
+        self.single = Timings(lambda size, near, seconds: seconds)
+        self._forget()
         self.runs = 0
+
+    def _forget(self) -> None:
+        self.windows = {corrected: Timings(self._beyond) for corrected in (False, True)}
 
     def begin_run(self) -> None:
         self.runs += 1
         if self.runs % FORGET == 0:
-            self.samples = {key: samples for key, samples in self.samples.items() if key == (False, 1)}
+            self._forget()
+
+    def _of(self, size: int, corrected: bool) -> Timings:
+        return self.single if size == 1 else self.windows[corrected]
 
     def add(self, arm: Arm, size: int, seconds: float) -> bool:
         """Add a pass over `size` positions; whether there are now just enough samples of that size."""
-        samples = self.samples.setdefault((arm.corrected, size.bit_length()), deque(maxlen=31))
-        samples.append((size, seconds))
-        return len(samples) == ENOUGH
+        if size == 1 and arm.corrected:  # that a window ended with, and no sequential pass
+            return False
+        return self._of(size, arm.corrected).add(size, seconds)
 
     def knows(self, arm: Arm) -> bool:
         """Whether passes of this arm have been measured."""
-        return len(self.samples.get((arm.corrected, arm.width.bit_length()), ())) >= ENOUGH
+        return self._of(arm.width, arm.corrected).knows(arm.width)
 
     def seconds(self, size: float, corrected: bool) -> float:
-        """On a straight line between the sizes that were measured, and beyond them from twice what a sequential pass takes.
-
-        On the flows of the benchmarks a pass over n positions took about 2 a + b n, where a sequential one took a.
-        """
-        measured = [
-            min(samples, key=_seconds)
-            for (of_corrected, bits), samples in sorted(self.samples.items())
-            if of_corrected == corrected and bits > 1 and len(samples) >= ENOUGH
-        ]
-        if not measured:
-            return self.seconds(size, False)
-        if size <= measured[0][0] or size >= measured[-1][0]:
-            n, t = measured[0] if size <= measured[0][0] else measured[-1]
-            fixed = min(2 * self.sequential(), 0.8 * t)
-            return fixed + (t - fixed) * size / n
-        (n0, t0), (n1, t1) = next(pair for pair in pairwise(measured) if size <= pair[1][0])
-        return t0 + (t1 - t0) * (size - n0) / (n1 - n0)
+        """Of windows; those with correction are taken to cost what the others do until they are measured."""
+        corrected = corrected and bool(self.windows[True].measured())
+        return self.windows[corrected].seconds(size)
 
     def sequential(self) -> float:
         """Seconds of a sequential pass."""
-        return min(self.samples[False, 1], key=_seconds)[1]
+        return self.single.seconds(1)
+
+    def _beyond(self, size: float, near: int, seconds: float) -> float:
+        """On the flows of the benchmarks a pass over n positions took about 2 a + b n, where a sequential one took a."""
+        fixed = min(2 * self.sequential(), 0.8 * seconds)
+        return fixed + (seconds - fixed) * size / near
 
 
 class Gains:

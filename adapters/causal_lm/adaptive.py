@@ -1,14 +1,13 @@
 """`Adaptive`: windows as wide as the present draft is good for."""
 
-import threading
 import time
-from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from parallel_decode._costs import LOCK, Timings
 from parallel_decode.adapters.causal_lm.system import CausalLM
 from parallel_decode.schedules import Chooser, Schedule
 from parallel_decode.system import TriangularSystem
@@ -52,47 +51,32 @@ class Adaptive(Schedule):
             raise TypeError(f"Adaptive is for language models, and this is a {type(system).__name__}: use 'auto'")
         most = 1 if system.processors.unknown else self.most
         key = system.cost_key, torch.get_num_threads()
-        with _LOCK:
+        with LOCK:
             records = _RECORDS.setdefault((key, type(system.choice), type(system.guess)), {})
             for record in records.values():
                 record.fade(16)  # another text may be another matter
             return _Tuner(system, _COSTS.setdefault(key, {}), records, most)
 
 
-class _Costs:
-    """Seconds of a pass by width: the least of the last samples.
-
-    Args:
-        rows: of the batch.
-    """
+class _Costs(Timings):
+    """Seconds of a pass by width, for so many rows; where nothing was measured each further token adds `SLOWER` of a pass of one for each row."""
 
     def __init__(self, rows: int) -> None:
-        self.slower = SLOWER * rows
-        self.samples: dict[int, deque[float]] = {}
+        slower = SLOWER * rows
+        super().__init__(lambda size, near, t: t * (1 + slower * (size - 1)) / (1 + slower * (near - 1)), int, 2, KEPT)
         self.added = 0
-        self.seconds = self._seconds()
+        self.table = self._table()
 
-    def add(self, width: int, seconds: float) -> None:
-        self.samples.setdefault(width, deque(maxlen=KEPT)).append(seconds)
+    def add(self, size: int, seconds: float) -> bool:
+        known = super().add(size, seconds)
         self.added += 1
-        if self.added % 8 == 0 or len(self.samples[width]) == 2:
-            self.seconds = self._seconds()
+        if known or self.added % 8 == 0:
+            self.table = self._table()
+        return known
 
-    def _seconds(self) -> dict[int, float]:
-        """For all widths: on a straight line between those that are known; beyond them each further token adds `slower` of a pass of one."""
-        known = {width: min(samples) for width, samples in sorted(self.samples.items()) if len(samples) > 1}
-        widths = list(known) or [1]
-        known = known or {1: 1.0}
-        estimates = {}
-        for width in WIDTHS:
-            below, above = [w for w in widths if w <= width], [w for w in widths if w > width]
-            if below and above:
-                w, v = below[-1], above[0]
-                estimates[width] = known[w] + (known[v] - known[w]) * (width - w) / (v - w)
-            else:
-                near = below[-1] if below else above[0]
-                estimates[width] = known[near] * (1 + self.slower * (width - 1)) / (1 + self.slower * (near - 1))
-        return estimates
+    def _table(self) -> dict[int, float]:
+        measured = self.measured() or [(1, 1.0)]
+        return {width: self.seconds(width, measured) for width in WIDTHS}
 
 
 class _Record:
@@ -123,7 +107,6 @@ class _Record:
         return a * (1 - b**drafted) / (1 - b) if b < 1 else a * drafted
 
 
-_LOCK = threading.RLock()  # two threads may decode at once
 _COSTS: dict[Hashable, dict[int, _Costs]] = {}  # by rows
 _RECORDS: dict[Hashable, dict[int, _Record]] = {}
 
@@ -138,7 +121,7 @@ class _Tuner:
 
     def window(self, front: int, length: int) -> range:
         now = time.perf_counter()
-        with _LOCK:
+        with LOCK:
             costs = self._costs()
             if self.passes > 1:  # the first reads the prompt
                 costs.add(self.read, now - self.began)
@@ -151,7 +134,7 @@ class _Tuner:
         """Count what came true of the drafts."""
         assert isinstance(system, CausalLM)
         self.drafting = system.drafting
-        with _LOCK:
+        with LOCK:
             for kind, accepted, read in self.drafting.outcomes:
                 self.records.setdefault(kind, _Record(kind)).add(accepted, read)
 
@@ -173,6 +156,6 @@ class _Tuner:
             if (kind := drafting.kinds[row]) is not None
         ]
         widths = [w for w in WIDTHS if w <= self.most]
-        gains = {w: sum(weight * (1 + r.expected(w - 1)) for weight, r in records) / costs.seconds[w] for w in widths}
+        gains = {w: sum(weight * (1 + r.expected(w - 1)) for weight, r in records) / costs.table[w] for w in widths}
         best = max(gains, key=gains.__getitem__)
         return best if gains[best] > MARGIN * gains[1] else 1

@@ -112,7 +112,7 @@ class CausalLM(TriangularSystem):
     @property
     def cost_key(self) -> Any:  # type: ignore[override]
         config = self.model.config
-        return (type(self.model), config.to_json_string(), str(self.prompt.ids.device), self.model.dtype)
+        return (type(self.model), config.to_json_string(), str(self.prompt.ids.device), self.model.dtype, self.copies)
 
     def initial(self) -> Tensor:
         self._begin()
