@@ -4,7 +4,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from parallel_decode.tokens import Choice, Draft, Greedy, Gumbel, Last, Maximal, NGram, Repeat, Speculative
+from parallel_decode.tokens import (
+    Choice,
+    Draft,
+    Drafting,
+    Greedy,
+    Guess,
+    Gumbel,
+    Last,
+    Maximal,
+    NGram,
+    Repeat,
+    Speculative,
+)
 
 V, MANY = 5, 20000
 
@@ -153,3 +165,60 @@ def test_refused_predictions_are_remembered_where_the_text_has_nothing() -> None
     assert guess.draft(0, [1, 2, 9, 3, 4], [], 4) == ([5], 4)
     assert guess.draft(0, [1, 2, 9, 3, 4, 3], [], 1) == ([4], 1), "the text goes before"
     assert NGram().recycles is False
+
+
+# drafting
+
+
+def drafting(guess: Guess, batch: int = 2, couples: bool = False) -> tuple[Drafting, Tensor]:
+    made, x = Drafting(guess, [[1, 2], [3]][:batch], 10, couples), torch.zeros(batch, 10, dtype=torch.long)
+    made.write(x)
+    return made, x
+
+
+def test_texts_grow_to_the_fronts_and_drafts_follow_them() -> None:
+    made, x = drafting(Draft(lambda text, most: [len(text)] * 3))
+    assert x[:, :4].tolist() == [[2, 2, 2, 0], [1, 1, 1, 0]]
+    x[:, :4] = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 8]])
+    assert made.accept(x, [1, 3], [0, 0], 4) == {0: 1, 1: 3}
+    assert made.texts == [[1, 2, 5], [3, 5, 6, 7]] and made.outcomes == [], (
+        "of the first pass nothing was drafted before"
+    )
+    written = made.write(x)
+    assert written is not None and x.tolist()[0][:5] == [5, 3, 3, 3, 0] and x.tolist()[1][:7] == [5, 6, 7, 4, 4, 4, 0]
+    assert [part.tolist() for part in written] == [[0, 0, 0, 1, 1, 1], [1, 2, 3, 3, 4, 5]]
+    made.accept(x, [3, 4], [1, 3], 3)
+    assert made.outcomes == [(1, 1, 2), (1, 0, 2)], "a kind, how many came true, of how many that were read"
+
+
+def test_rows_end_are_cut_and_leave() -> None:
+    made, x = drafting(Repeat())
+    x[:] = 9
+    made.accept(x, [4, 4], [0, 0], 4)
+    made.cut(0, 2)
+    assert made.texts[0] == [1, 2, 9, 9] and made.final(0) == 2
+    made.end(0)
+    assert made.going() == [1]
+    subset = made.select([1])
+    x[:] = 0
+    subset.write(x[1:])
+    assert x.tolist() == [[0] * 10, [0] * 4 + [9] * 6]
+    assert subset.accept(x[1:], [10], [4], 6) == {0: 6} and made.final(1) == 10, "texts are shared, not copied"
+    assert subset.write(x[1:]) is None
+
+
+@pytest.mark.parametrize(
+    ("fresh", "couples", "behind"),
+    [(None, False, False), (None, True, True), (False, True, False), (True, False, True)],
+)
+def test_couplings_ask_for_fresh_drafts(fresh: bool | None, couples: bool, behind: bool) -> None:
+    guess = NGram(fresh=fresh)
+    made, x = drafting(guess, 1, couples)
+    x[0, :4] = torch.tensor([5, 1, 2, 8])
+    made.accept(x, [1], [0], 4)  # 1 2 8 are predictions
+    made.write(x)
+    assert x[0, 1:4].tolist() == [1, 2, 8], "no n-gram of 5, or behind the predictions: they stay in both"
+    x[0, :4] = torch.tensor([5, 1, 7, 7])
+    made.accept(x, [2], [1], 3)
+    made.write(x)
+    assert (x[0, 2:4].tolist() == [7, 7]) == behind, "1 was followed by 2 in the text"
