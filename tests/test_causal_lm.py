@@ -430,11 +430,60 @@ def test_guidance_reads_a_doubled_batch(name: str, how: str, negative: str) -> N
         assert report["passes"] <= 16
 
 
+def test_guidance_where_the_model_numbers_positions_by_the_mask() -> None:
+    torch.manual_seed(0)
+    names = {
+        "hidden_size": 32,
+        "ffn_dim": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "word_embed_proj_dim": 32,
+    }
+    config = {"vocab_size": V, "max_position_embeddings": 128, "init_std": 0.3, "pad_token_id": PAD}
+    model = hf.OPTForCausalLM(hf.OPTConfig(**names, **config, bos_token_id=None, eos_token_id=None)).eval()
+    options: dict[str, Any] = {**prompts(3), **NEGATIVES["padded"], "guidance_scale": 3.0, "do_sample": False}
+    options |= {"max_new_tokens": 16, "pad_token_id": PAD}
+    truth = model.generate(**options)
+    for schedule in ("auto", pd.Sliding(5, per_row=True)):
+        assert torch.equal(model.generate(**options, custom_generate=parallel_generate, schedule=schedule), truth)
+
+
+def test_guidance_with_a_static_cache_that_has_no_room_for_a_longer_negative_prompt() -> None:
+    model = make("Llama")
+    options: dict[str, Any] = {**prompts(3), **NEGATIVES["longer"], "guidance_scale": 3.0, "do_sample": False}
+    options |= {"max_new_tokens": 12, "pad_token_id": PAD, "cache_implementation": "static"}
+    truth = model.generate(**options)
+    with pytest.warns(UserWarning, match="UnbatchedClassifierFreeGuidance"):
+        assert torch.equal(model.generate(**options, custom_generate=parallel_generate), truth)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_prompts_of_one_token(name: str, batch: int) -> None:
+    model = make(name)
+    options: dict[str, Any] = {"input_ids": torch.tensor([[5], [7]])[:batch], "do_sample": False, "max_new_tokens": 15}
+    truth = model.generate(**options, pad_token_id=PAD)
+    for schedule in ("auto", "jacobi", pd.Sliding(4, per_row=True)):
+        found = model.generate(**options, pad_token_id=PAD, custom_generate=parallel_generate, schedule=schedule)
+        assert torch.equal(found, truth)
+
+
+@pytest.mark.parametrize("name", ["Mistral", "Gemma 3"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_ties_are_chosen_again_over_sliding_windows(name: str, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from parallel_decode.adapters.causal_lm import generate
+
+    monkeypatch.setitem(generate.TIE_TOLERANCE, torch.float32, 10.0)  # everything is a tie
+    model, report = make(name), dict[str, Any]()
+    options: dict[str, Any] = {**prompts(batch), "do_sample": False, "max_new_tokens": 40, "pad_token_id": PAD}
+    own: dict[str, Any] = {"schedule": pd.Sliding(6), "strict": True, "report": report}
+    assert torch.equal(model.generate(**options, custom_generate=parallel_generate, **own), model.generate(**options))
+    assert report["ties"] >= 20
+
+
 def test_a_guided_system_is_a_system_like_others() -> None:
-    inputs, negative = (
-        prompts(3),
-        Guidance(2.0, NEGATIVES["longer"]["negative_prompt_ids"][:, :14], torch.ones(3, 14).long()),
-    )
+    ids, inputs = NEGATIVES["longer"]["negative_prompt_ids"][:, :14], prompts(3)
+    negative = Guidance(2.0, ids, torch.ones_like(ids), torch.arange(14).expand(3, -1))
     system = CausalLM(
         make("Llama"), inputs["input_ids"], 12, attention_mask=inputs["attention_mask"], guidance=negative
     )

@@ -224,6 +224,22 @@ def test_modules_that_somebody_changed_are_what_is_decoded(what: str) -> None:
         assert (images - plain).abs().max() > 1e-3
 
 
+def test_windows_that_were_captured_before_a_module_changed_are_not_replayed() -> None:
+    made, graphs = flow(), Graphs(capture=False)
+
+    def draw() -> Tensor:
+        system = made.system(noise())
+        assert isinstance(system, decoding.FlowSystem)
+        system.graphs, system.storage = graphs, graphs.storage
+        return pd.solve(system, pd.Sliding(4)).value
+
+    draw()
+    attention: Any = made.blocks[0].attn_blocks[0].attention  # type: ignore[index,union-attr]
+    attention.proj.register_forward_hook(lambda module, given, output: 3 * output)
+    with pytest.raises(RuntimeError, match="make a new system"):
+        draw()
+
+
 def test_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sequential decoding reads each position once; a window reads itself, and at tol=0 nothing before the front again."""
     made, read = flow(), list[int]()

@@ -222,3 +222,10 @@ def test_couplings_ask_for_fresh_drafts(fresh: bool | None, couples: bool, behin
     made.accept(x, [2], [1], 3)
     made.write(x)
     assert (x[0, 2:4].tolist() == [7, 7]) == behind, "1 was followed by 2 in the text"
+
+
+def test_drafts_that_would_bias_a_coupling_are_refused() -> None:
+    drafting(NGram(recycles=True), couples=True)
+    drafting(NGram(recycles=True, fresh=False))
+    with pytest.raises(ValueError, match="bias"):
+        drafting(NGram(recycles=True, fresh=False), couples=True)

@@ -110,7 +110,7 @@ class Slots:
         self.records = True
         if not self.static:
             self.cache.activate_past_recording()
-            self.cache.crop(0)
+            self._crop(0)
 
     def spread(self) -> None:
         """From now on rows may differ."""
@@ -171,6 +171,8 @@ class Slots:
         return self.filled
 
     def _crop(self, count: int) -> None:
+        if not any(layer.is_initialized for layer in self.cache.layers):  # nothing was read
+            return
         if self.static:
             for layer in self.cache.layers:
                 layer.cumulative_length.sub_(count)

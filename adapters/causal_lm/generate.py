@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import StaticCache
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from parallel_decode.adapters.causal_lm.adaptive import Adaptive
@@ -96,14 +97,15 @@ def parallel_generate(
     batch, columns = input_ids.shape
     length = config.max_length - columns
     cache, outputs = model_kwargs.pop("past_key_values", None), config.return_dict_in_generate
-    others, guidance = taken_out(logits_processor, input_ids)
-    if guidance is not None and (
-        (cache is not None and cache.get_seq_length()) or (outputs and guidance.ids.shape[1] > columns)
+    others, guidance = taken_out(logits_processor, input_ids, model)
+    longer = guidance is not None and guidance.ids.shape[1] > columns
+    if (guidance is not None and cache is not None and cache.get_seq_length()) or (
+        longer and (outputs or isinstance(cache, StaticCache))
     ):
         others, guidance = (
             logits_processor,
             None,
-        )  # the cache has no rows for it, or would come back with columns too many
+        )  # the cache has no rows or no room for it, or would come back with columns too many
     processors = Processors(others)
     if processors.unknown:
         warnings.warn(

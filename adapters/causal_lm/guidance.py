@@ -21,20 +21,19 @@ class Guidance(NamedTuple):
         scale: 1 for none.
         ids: the negative prompts, shape (B, U).
         mask: 0 for their padding, shape (B, U).
+        position_ids: shape (B, U).
     """
 
     scale: float
     ids: Tensor
     mask: Tensor
+    position_ids: Tensor
 
     def doubled(self, prompt: Prompt, length: int) -> Prompt:
-        """The prompts and below them the negative ones, padded on the left to one length. Both keep the position ids that they have alone."""
+        """The prompts and below them the negative ones, padded on the left to one length."""
         columns = max(prompt.columns, self.ids.shape[1])
-        places = torch.arange(self.ids.shape[1], device=self.ids.device).expand_as(
-            self.ids
-        )  # padding counts, as in transformers
         mine = prompt.ids, prompt.mask[:, : prompt.columns], prompt.position_ids[:, : prompt.columns]
-        pairs = zip(mine, (self.ids, self.mask, places), strict=True)
+        pairs = zip(mine, (self.ids, self.mask, self.position_ids), strict=True)
         ids, mask, position_ids = (
             torch.cat([F.pad(part, (columns - part.shape[1], 0)) for part in pair]) for pair in pairs
         )
@@ -46,12 +45,13 @@ class Guidance(NamedTuple):
         return self.scale * (scores - negative) + negative
 
 
-def taken_out(processors: Any, prompt: Tensor) -> tuple[list[Any], Guidance | None]:
+def taken_out(processors: Any, prompt: Tensor, model: Any) -> tuple[list[Any], Guidance | None]:
     """The processors but transformers' guidance, which is the first of them or not taken out, and that.
 
     Args:
         processors: as `generate` makes them.
         prompt: tokens, shape (B, P); their last is the negative prompt where none is given.
+        model: it is tried how it numbers positions where transformers' guidance does not say.
     """
     processors = list(processors or ())
     first: Any = processors[0] if processors else None
@@ -64,4 +64,23 @@ def taken_out(processors: Any, prompt: Tensor) -> tuple[list[Any], Guidance | No
     mask = torch.ones_like(ids) if context["attention_mask"] is None else context["attention_mask"].to(ids)
     if len(ids) != len(prompt) or mask.shape != ids.shape:
         return processors, None
-    return processors[1:], Guidance(first.guidance_scale, ids, mask)
+    places = _places(model, ids, mask)
+    return (processors, None) if places is None else (processors[1:], Guidance(first.guidance_scale, ids, mask, places))
+
+
+@torch.no_grad()
+def _places(model: Any, ids: Tensor, mask: Tensor) -> Tensor | None:
+    """The position ids that a model gives a padded prompt by itself, (B, U): padding counts in most, not in some (OPT); None if it is neither."""
+    columns = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    if bool(mask.all()):
+        return columns
+
+    def scores(**given: Any) -> Tensor:
+        output: Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False, **given).logits[:, -1].float()
+        return output
+
+    alone = scores()
+    for places in (columns, (mask.long().cumsum(1) - 1).clamp(min=0)):
+        if torch.allclose(scores(position_ids=places), alone, rtol=1e-5, atol=1e-5 * float(alone.abs().max())):
+            return places
+    return None

@@ -242,11 +242,18 @@ class CausalLM(TriangularSystem):
     def _verify(self, x: Tensor, drafts: Tensor, tokens: Tensor, positions: Tensor) -> None:
         """Choose again where the two best scores nearly tie, by a forward of one token, the last of such positions first."""
         best = self.scores.topk(2, -1).values
-        close = ((best[..., 0] - best[..., 1]) <= self.tie_tolerance * best.abs().amax(-1)).any(0)
+        size = torch.maximum(
+            best.abs().amax(-1), self.logits.abs().amax(-1)
+        )  # scores round as the logits do that they are made of
+        size = size if self.guidance is None else size * (abs(self.guidance.scale) + abs(1 - self.guidance.scale))
+        close = ((best[..., 0] - best[..., 1]) <= self.tie_tolerance * size).any(0)
         final = torch.cat([torch.ones_like(drafts[:, :1]), (drafts == tokens)[:, :-1]], 1).cumprod(1).bool().any(0)
         again = (close & final).nonzero()[:, 0].tolist() if tokens.shape[1] > 1 else []
         for index in reversed(again):
-            logits = self._forward(x, self.layout.columns + int(positions[0, index]) - 1, 1, 1)
+            column = self.layout.columns + int(positions[0, index]) - 1
+            if (first := self.slots.reach(column)) < column:  # layers of a sliding window have forgotten what is before
+                self._forward(x, first, column - first, 1)
+            logits = self._forward(x, column, 1, 1)
             self.logits[:, index] = logits[: len(x), 0]
             self.scores[:, index] = self._scored(x, logits, positions[:, index : index + 1])[:, 0]
             tokens[:, index] = self.scores[:, index].argmax(-1)

@@ -53,6 +53,8 @@ class Weights:
         prepared = [part for part in functions if isinstance(part, (_Linear, _Norm))]
         tensors = [self.pos_embed, *(tensor for part in prepared for tensor in (part.weight, part.bias))]
         first, kept = graphs.first(name, (self, tensors))
+        if [t.shape for t in kept] != [t.shape for t in tensors]:
+            raise RuntimeError("modules were replaced or hooked to since the windows were captured: make a new system")
         for old, new in zip(kept, tensors, strict=True):
             if old.data_ptr() != new.data_ptr():
                 old.copy_(new)

@@ -36,6 +36,9 @@ class Drafting:
         texts: of each row, the prompt and what is final.
         kinds: of the drafts that are in place (0: none); None for rows that have ended.
         outcomes: of the drafts of the last pass.
+
+    Raises:
+        ValueError: drafts that would bias the samples of a coupling.
     """
 
     def __init__(self, guess: Guess, prompts: Sequence[Row], length: int, couples: bool = False) -> None:
@@ -43,6 +46,10 @@ class Drafting:
         self.texts = [list(text) for text in prompts]
         self.kinds: list[int | None] = [0] * len(prompts)
         self.outcomes: list[Outcome] = []
+        if couples and guess.recycles and guess.fresh is False:
+            raise ValueError(
+                "fresh=False with recycles=True would replace samples of a coupling by what they were, and bias them: leave out one of them"
+            )
         self._fresh = couples if guess.fresh is None else guess.fresh
         self._numbers = list(range(len(prompts)))  # of the rows, as they were at first
         self._prompts = [len(text) for text in prompts]
