@@ -1,4 +1,4 @@
-"""A cached system in some sixty lines: a two-layer causal transformer continues prompts, window by window, over fixed key-value storage."""
+"""A cached system in under ninety lines: a two-layer causal transformer continues prompts, window by window, over fixed key-value storage."""
 
 import copy
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import parallel_decode as pd
-from parallel_decode.adapters.causal_lm import Adaptive
+from parallel_decode.adapters.causal_lm import Adaptive, adaptive
 from parallel_decode.adapters.causal_lm.adaptive import KEPT, WIDTHS, _Costs, _Record, _Tuner
 from parallel_decode.tokens import Draft, Drafting, Last
 from tests.systems import halves
@@ -90,8 +90,6 @@ def test_a_row_that_has_more_left_counts_more() -> None:
 
 
 def test_outcomes_of_a_pass_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    from parallel_decode.adapters.causal_lm import adaptive
-
     made = tuner([[1]], [1], slope=0.0)
     monkeypatch.setattr(adaptive, "CausalLM", System)
     drafting = Drafting(Draft(lambda text, most: [7] * 4), [[1]], 100)

@@ -97,16 +97,14 @@ def parallel_generate(
     batch, columns = input_ids.shape
     length = config.max_length - columns
     cache, outputs = model_kwargs.pop("past_key_values", None), config.return_dict_in_generate
-    others, guidance = taken_out(logits_processor, input_ids, model)
-    longer = guidance is not None and guidance.ids.shape[1] > columns
-    if (guidance is not None and cache is not None and cache.get_seq_length()) or (
-        longer and (outputs or isinstance(cache, StaticCache))
-    ):
-        others, guidance = (
-            logits_processor,
-            None,
-        )  # the cache has no rows or no room for it, or would come back with columns too many
-    processors = Processors(others)
+    of_logits, guidance = taken_out(logits_processor, input_ids, model)
+    if guidance is not None:
+        longer = guidance.ids.shape[1] > columns
+        held = cache is not None and cache.get_seq_length() > 0
+        # The cache has no rows or no room for negative prompts, or would come back with columns too many: one by one.
+        if held or (longer and (outputs or isinstance(cache, StaticCache))):
+            of_logits, guidance = logits_processor, None
+    processors = Processors(of_logits)
     if processors.unknown:
         warnings.warn(
             f"{', '.join(processors.unknown)} may have a state, so tokens are decoded one by one; a processor of your own that is a function of "

@@ -211,10 +211,8 @@ class CausalLM(TriangularSystem):
         if isinstance(first, int):
             end = first + count
             ids = x[:, first - before : end - before] if first >= before else self.layout.text(x)[:, first:end]
-            positions, mask = (
-                self.layout.position_ids[:, first:end],
-                self.layout.mask[:, :end] if self.layout.padded else None,
-            )
+            positions = self.layout.position_ids[:, first:end]
+            mask = self.layout.mask[:, :end] if self.layout.padded else None
         else:
             columns = first[:, None] + torch.arange(count)
             real = ~self.ended.repeat(self.copies) if bool(self.ended.any()) else None
@@ -242,9 +240,8 @@ class CausalLM(TriangularSystem):
     def _verify(self, x: Tensor, drafts: Tensor, tokens: Tensor, positions: Tensor) -> None:
         """Choose again where the two best scores nearly tie, by a forward of one token, the last of such positions first."""
         best = self.scores.topk(2, -1).values
-        size = torch.maximum(
-            best.abs().amax(-1), self.logits.abs().amax(-1)
-        )  # scores round as the logits do that they are made of
+        # Scores round as the logits do that they are made of.
+        size = torch.maximum(best.abs().amax(-1), self.logits.abs().amax(-1))
         size = size if self.guidance is None else size * (abs(self.guidance.scale) + abs(1 - self.guidance.scale))
         close = ((best[..., 0] - best[..., 1]) <= self.tie_tolerance * size).any(0)
         final = torch.cat([torch.ones_like(drafts[:, :1]), (drafts == tokens)[:, :-1]], 1).cumprod(1).bool().any(0)

@@ -83,7 +83,7 @@ class BlockSystem(TriangularSystem):
         graphs: Graphs | None = None,
     ) -> None:
         self.block, self.z, self.y, self.guidance, self.storage = block, z, y, guidance, storage  # z: (B, L, D)
-        self.graphs, self.copies = graphs, 2 if guidance else 1
+        self.graphs = graphs
         self.weights: Weights | None = None
         self.own_dtype = block.proj_in.weight.dtype
         shape = (tuple(z.shape), block.proj_in.out_features, len(block.attn_blocks), bool(guidance))

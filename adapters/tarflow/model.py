@@ -103,7 +103,7 @@ class MetaBlock(nn.Module):
         self, patch_dim: int, channels: int, num_patches: int, num_layers: int, flip: bool, nvp: bool, num_classes: int
     ) -> None:
         super().__init__()
-        self.flip, self.nvp, self.heads = flip, nvp, channels // HEAD_DIM
+        self.flip, self.nvp = flip, nvp
         self.proj_in = nn.Linear(patch_dim, channels)
         self.pos_embed = nn.Parameter(torch.randn(num_patches, channels) * 1e-2)
         self.class_embed = nn.Parameter(torch.randn(num_classes, 1, channels) * 1e-2) if num_classes else None

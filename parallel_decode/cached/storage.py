@@ -71,6 +71,7 @@ class KeyValueStorage:
 
         Raises:
             RuntimeError: another batch or dtype than what the owner wrote before, or something to be differentiated.
+            ValueError: an input beyond those that were claimed.
         """
         if kv.requires_grad:
             raise RuntimeError(

@@ -163,7 +163,7 @@ class Speculative(Maximal):
 
 
 def _draw(weights: Tensor) -> Tensor:
-    """An index for each row of weights (N, V), by the inverse of their cumulative sum: a tenth of what `torch.multinomial` takes."""
+    """An index for each row of weights (N, V), by the inverse of their cumulative sum: one number is drawn for a row, where `torch.multinomial` draws V."""
     wide = torch.float32 if weights.device.type == "mps" else torch.float64
     sums = weights.cumsum(1, dtype=wide)
     uniform = torch.rand(len(weights), 1, dtype=wide, device=weights.device) * (1 - torch.finfo(wide).eps)

@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from parallel_decode._options import check_at_least_one
 from parallel_decode.system import LayeredSystem, TriangularSystem
 from parallel_decode.window import Window
 
@@ -68,8 +69,7 @@ class GSJacobi(Rule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.count < 1:
-            raise ValueError(f"count is {self.count}, expected at least one segment")
+        check_at_least_one("count", self.count)
 
     def segments(self, length: int) -> list[range]:
         count = min(self.count, length)
@@ -101,8 +101,7 @@ class Starflow(Rule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.width < 1:
-            raise ValueError(f"width is {self.width}, expected at least one position")
+        check_at_least_one("width", self.width)
 
     def segments(self, length: int) -> list[range]:
         return [range(at, min(at + self.width, length)) for at in range(0, length, self.width)]
