@@ -1,7 +1,7 @@
-"""Two commits of this library against each other: the loop's own time, flows, and masked flows, interleaved.
+"""Two commits of this library against each other: the loop's own time, flows, masked flows and language models, interleaved.
 
     git worktree add /tmp/before COMMIT
-    python benchmarks/before_after.py --before /tmp/before [--checkpoint FLOW] [--runs 9] [--out results.json]
+    python benchmarks/before_after.py --before /tmp/before [--checkpoint FLOW] [--model LM] [--runs 9] [--out results.json]
 
 Each commit runs in a process of its own, and the two take turns (A B A B), case after case. Ratios are after / before of the medians;
 `bits` says whether both gave the same bits at tolerance 0.
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +122,38 @@ def masked(library: str, features: int, batch: int, tol: float) -> Case:
     return case
 
 
+def language(checkpoint: str, batch: int, how: str, tokens: int) -> Case:
+    """Seconds of generating `tokens` from 8 held-out prompts of code by `auto`."""
+    import torch
+    from language import HOW, prompts
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from parallel_decode.adapters.causal_lm import parallel_generate
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+    words = AutoTokenizer.from_pretrained(checkpoint)
+    words.model_max_length = 10**9
+    batches = prompts(words, "code", 8).split(batch)  # type: ignore[no-untyped-call]
+    end = model.generation_config.eos_token_id
+    settings = HOW[how] | {"max_new_tokens": tokens, "pad_token_id": end, "eos_token_id": None}
+
+    def case() -> tuple[float, str]:
+        torch.manual_seed(0)
+        began = time.perf_counter()
+        texts = [
+            model.generate(ids, attention_mask=torch.ones_like(ids), custom_generate=parallel_generate, **settings)
+            for ids in batches
+        ]
+        return time.perf_counter() - began, _digest(torch.cat(texts))
+
+    return case
+
+
 def _digest(value: Any) -> str:
     return hashlib.sha256(value.detach().contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
-def cases(checkpoint: str | None) -> dict[str, Callable[[], Case]]:
+def cases(checkpoint: str | None, model: str | None) -> dict[str, Callable[[], Case]]:
     """What is measured, by name; each is made once in each process."""
     import parallel_decode as pd
 
@@ -145,12 +173,14 @@ def cases(checkpoint: str | None) -> dict[str, Callable[[], Case]]:
             title = f"{library} MAF, D = {features}, batch {batch}, exact"
             made[title] = lambda k=library, f=features, b=batch: masked(k, f, b, 0.0)  # type: ignore[misc]
         made[f"{library} MAF, D = 64, batch 64, 1e-5"] = lambda k=library: masked(k, 64, 64, 1e-5)  # type: ignore[misc]
+    for batch, how, tokens in product((1, 4, 8), ("greedy", "T = 0.7", "T = 1.0"), (48, 128)) if model else ():
+        made[f"language, {how}, batch {batch}, {tokens} tokens"] = lambda a=(model, batch, how, tokens): language(*a)  # type: ignore[misc]
     return made
 
 
-def serve(checkpoint: str | None) -> None:
+def serve(checkpoint: str | None, model: str | None) -> None:
     """A worker: names on the standard input, seconds and digests on the standard output."""
-    known, ready = cases(checkpoint), dict[str, Case]()
+    known, ready = cases(checkpoint, model), dict[str, Case]()
     for line in sys.stdin:
         name = line.rstrip("\n")
         if name not in ready:
@@ -166,22 +196,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", type=Path, help="a checkout of the other commit")
     parser.add_argument("--checkpoint", help="of a trained TarFlow, besides the digits")
+    parser.add_argument("--model", help="of `benchmarks/language_model.py`, to time language models")
     parser.add_argument("--only", default="", help="a part of the names")
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        serve(options.checkpoint)
+        serve(options.checkpoint, options.model)
         return
     if options.before is None:
         parser.error("--before is missing: a checkout of the other commit")
-    names = [name for name in cases(options.checkpoint) if options.only in name]
+    names = [name for name in cases(options.checkpoint, options.model) if options.only in name]
     command = [
         sys.executable,
         __file__,
         "--serve",
         *(["--checkpoint", options.checkpoint] if options.checkpoint else []),
+        *(["--model", options.model] if options.model else []),
     ]
     workers = [
         subprocess.Popen(
