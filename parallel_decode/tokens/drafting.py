@@ -7,6 +7,7 @@ import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -102,7 +103,7 @@ class Drafting:
         fronts = {row: self.final(row) for row in self.going() if self.final(row) < self.length}
         least, most = min(fronts.values(), default=0), max((self._reached[row] for row in fronts), default=0)
         held = x[:, least:most].tolist() if self._fresh or self.guess.recycles else [[]] * len(x)
-        at: tuple[list[int], list[int], list[int]] = [], [], []  # rows, positions, tokens
+        rows, firsts, drafts = [], [], []
         for row, front in fronts.items():
             predicted = held[row][front - least : max(0, self._reached[row] - least)]
             if predicted and self.guess.recycles:
@@ -111,13 +112,18 @@ class Drafting:
             first, room = front + len(ahead), min(MOST, self.length - front) - len(ahead)
             found, kind = self.guess.draft(self._numbers[row], self.texts[row], ahead, room) if room > 0 else ([], 0)
             self.kinds[row], self._drafted[row] = (0, 0) if ahead else (kind, len(found))
-            for part, values in zip(at, ([row] * len(found), range(first, first + len(found)), found), strict=True):
-                part.extend(values)
-        if not at[0]:
+            if found:
+                rows.append(row)
+                firsts.append(first)
+                drafts.append(found)
+        if not drafts:
             return None
-        rows, positions, tokens = torch.tensor(at, device=x.device)
-        x[rows, positions] = tokens
-        return rows, positions
+        lengths = np.array([len(draft) for draft in drafts])
+        shifts = np.repeat(firsts - lengths.cumsum() + lengths, lengths)
+        at = np.stack([np.repeat(rows, lengths), shifts + np.arange(len(shifts)), np.concatenate(drafts)])
+        where, positions, tokens = torch.from_numpy(at).to(x.device)
+        x[where, positions] = tokens
+        return where, positions
 
     def select(self, rows: list[int]) -> "Drafting":
         """The same for some rows."""
