@@ -130,7 +130,8 @@ def language(checkpoint: str, batch: int, how: str, tokens: int) -> Case:
 
     from parallel_decode.adapters.causal_lm import parallel_generate
 
-    model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint)
+    model.eval()
     words = AutoTokenizer.from_pretrained(checkpoint)
     words.model_max_length = 10**9
     batches = prompts(words, "code", 8).split(batch)  # type: ignore[no-untyped-call]

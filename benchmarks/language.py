@@ -21,6 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import parallel_decode as pd
 from parallel_decode.adapters.causal_lm import Adaptive, parallel_generate
+from parallel_decode.adapters.causal_lm.prompt import Prompt
+from parallel_decode.adapters.causal_lm.trial import tried
 from parallel_decode.adapters.tarflow.bench.record import write
 
 PROMPT, SHORT = 128, 48  # tokens of a prompt; of a short run
@@ -103,6 +105,20 @@ def measure(model: Any, batches: list[Tensor], how: dict[str, Any], length: int,
     }
 
 
+def trial(model: Any, ids: Tensor, length: int) -> float:
+    """What trying the model costs, at its first call alone, as a share of what `generate` takes for one prompt."""
+    options = {"do_sample": False, "max_new_tokens": length, "eos_token_id": None, "pad_token_id": 0}
+    shares = []
+    for _ in range(7):
+        began = time.perf_counter()
+        tried.__globals__["_KNOWN"].clear()
+        tried(model, Prompt(ids[:1], 0), {})
+        middle = time.perf_counter()
+        model.generate(ids[:1], attention_mask=torch.ones_like(ids[:1]), **options)
+        shares.append((middle - began) / (time.perf_counter() - middle))
+    return statistics.median(shares)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="runs/language")
@@ -126,6 +142,9 @@ def main() -> None:
     words.model_max_length = 10**9
     figures: list[dict[str, Any]] = []
     threads = list(map(int, options.threads.split(",")))
+    torch.set_num_threads(threads[0])
+    share = trial(model, prompts(words, "code", 1).to(options.device), options.tokens)
+    print(f"trying the model: {share:.1%} of generate's time for {options.tokens} tokens, once")
     print(
         "time: generate's over the method's; tokens: per forward and row; same: share of rows with generate's text; first 48: time over 48 tokens"
     )
@@ -149,7 +168,10 @@ def main() -> None:
                         print(text + (f"   first 48: {first[name]['ratio']:5.2f}x" if first else ""), flush=True)
                     figures.append({"kind": kind, "batch": batch, "how": how, "threads": count, "methods": found})
                     if options.out:
-                        write(options.out, {"model": options.model, "tokens": options.tokens, "rows": figures})
+                        write(
+                            options.out,
+                            {"model": options.model, "tokens": options.tokens, "trial": share, "rows": figures},
+                        )
 
 
 if __name__ == "__main__":

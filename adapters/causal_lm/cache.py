@@ -7,6 +7,7 @@ slots need no order but that of their columns.
 Shapes: B batch rows, T slots.
 """
 
+import copy
 from functools import partial
 from typing import Any
 
@@ -15,26 +16,38 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 HOLES = 64  # slots, and half of what is needed: from there on they are moved together
+ROOM = 256  # columns, and half of what was generated: so much is reserved ahead
 
 
 class FixedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """A `DynamicLayer` that writes into storage of a fixed size (doubled when it is full) where that one concatenates, which copies all.
+    """A `DynamicLayer` that writes into storage with room ahead (larger storage when it is full) where that one concatenates, which copies all.
 
     Its keys and values are views of what is filled.
+
+    Args:
+        prompt: columns of it.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, prompt: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.capacity = capacity
+        self.prompt = prompt
         self.storage: tuple[Tensor, ...] = ()
 
     @classmethod
-    def of(cls, layer: DynamicLayer, capacity: int) -> "FixedLayer":
-        """With the content of another layer."""
-        fixed = cls(capacity)
+    def of(cls, layer: DynamicLayer, prompt: int) -> "FixedLayer":
+        """With the content of another layer, which stays as it is."""
+        fixed = cls(prompt)
         if layer.keys is not None and layer.values is not None and layer.is_initialized:
             fixed.update(layer.keys, layer.values)
         return fixed
+
+    def plain(self) -> DynamicLayer:
+        """With this one's content."""
+        layer = DynamicLayer()  # type: ignore[no-untyped-call]
+        if self.is_initialized and self.keys is not None and self.values is not None:
+            layer.lazy_initialization(self.keys, self.values)
+            layer.keys, layer.values = self.keys, self.values
+        return layer
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
@@ -56,9 +69,8 @@ class FixedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return start == 0 or self.keys.data_ptr() == self.storage[0].data_ptr()  # type: ignore[union-attr]
 
     def _move(self, start: int, end: int, *new: Tensor) -> None:
-        while end > self.capacity:
-            self.capacity *= 2
-        self.storage = tuple(n.new_empty(*n.shape[:2], self.capacity, n.shape[3]) for n in new)
+        capacity = end + max(ROOM, (end - self.prompt) // 2)
+        self.storage = tuple(n.new_empty(*n.shape[:2], capacity, n.shape[3]) for n in new)
         for s, held in zip(self.storage, (self.keys, self.values), strict=True):
             if start:
                 s[:, :, :start] = held  # type: ignore[assignment]
@@ -68,42 +80,69 @@ class Slots:
     """Which column of its row's sequence each slot of a cache holds.
 
     Args:
-        cache: of transformers; the first columns of all rows may be in it.
+        cache: of transformers; the first columns of all rows may be in it. It stays as it is until `give_back` (a static cache does not: `take_back`).
         batch: B.
-        capacity: columns that there may be; dynamic layers are replaced by fixed-capacity ones.
+        columns: of the prompt.
 
     Attributes:
+        given: that cache.
+        cache: what is written to: a copy of its layers, with room ahead in those that grow; a static cache itself.
         aligned: whether all rows have to stand at the same column, since not all layers can have holes.
         filled: while all rows are alike, slot t of any holds column t, for t < filled.
         columns: shape (B, T), on the host, once rows may differ; -1 for a hole. None before.
         known: of each row then how many leading columns are there, shape (B,).
+
+    Raises:
+        NotImplementedError: the cache cannot be rewound.
     """
 
-    def __init__(self, cache: Any, batch: int, capacity: int) -> None:
-        self.cache = cache
-        if not getattr(cache, "offloading", False):
-            cache.layers = [FixedLayer.of(x, capacity) if type(x) is DynamicLayer else x for x in cache.layers]
-            if getattr(cache, "layer_class_to_replicate", None) is DynamicLayer:
-                cache.layer_class_to_replicate = partial(FixedLayer, capacity)
-        layers = getattr(cache, "layers", [])
-        kinds = {type(layer).__name__ for layer in layers} or {"DynamicLayer"}
-        self.aligned = not kinds <= {"DynamicLayer", "FixedLayer"} or getattr(cache, "offloading", False)
+    def __init__(self, cache: Any, batch: int, columns: int) -> None:
+        layers = getattr(cache, "layers", None)
+        kinds = {type(layer).__name__ for layer in layers or ()} or {"DynamicLayer"}
         self.static = kinds == {"StaticLayer"}
-        what = f"the cache is a {type(cache).__name__} of {', '.join(sorted(kinds))}, which cannot be rewound"
-        if any(kind.startswith("Linear") for kind in kinds) or not (
-            self.static or getattr(cache, "is_croppable", True)
-        ):
-            raise NotImplementedError(f"{what}: a window of guesses needs that; use generate without custom_generate")
-        if self.static and not hasattr(layers[0], "cumulative_length"):
-            raise NotImplementedError(f"{what} before transformers 5.17: upgrade it, or leave out cache_implementation")
-        if self.aligned and not self.static and not hasattr(cache, "activate_past_recording"):
-            raise NotImplementedError(f"{what} before transformers 5.17: upgrade it")
+        lossy = any(kind.startswith("Linear") or "Quantized" in kind for kind in kinds)
+        if layers is None or lossy or not (self.static or cache.is_croppable):
+            raise NotImplementedError(
+                f"the cache is a {type(cache).__name__} of {', '.join(sorted(kinds))}, which cannot be rewound: a window of guesses needs "
+                "that; use generate without custom_generate"
+            )
+        self.given = self.cache = cache
+        self.aligned = not kinds <= {"DynamicLayer"} or cache.offloading
+        if not self.static:
+            self.cache = copy.copy(cache)
+            grows = not cache.offloading
+            self.cache.layers = [
+                FixedLayer.of(layer, columns) if type(layer) is DynamicLayer and grows else copy.copy(layer)
+                for layer in layers
+            ]
+            if cache.layer_class_to_replicate is DynamicLayer and grows:
+                self.cache.layer_class_to_replicate = partial(FixedLayer, columns)
         self.records = False
-        self.filled = int(cache.get_seq_length())
+        self.filled = self.held()
         # Where the last pass began: of what was before, layers of a sliding window keep a part.
         self.floor: int | Tensor = 0
         self.columns: Tensor | None = None
         self.known = torch.zeros(batch, dtype=torch.long)
+
+    def held(self) -> int:
+        """How many slots the cache says to hold."""
+        return int(self.cache.get_seq_length())
+
+    def give_back(self) -> Any:
+        """The cache that was given, with what this one holds."""
+        if not self.static:
+            self.given.layers = [
+                layer.plain() if isinstance(layer, FixedLayer) else layer for layer in self.cache.layers
+            ]
+            for layer in self.given.layers:
+                if hasattr(layer, "record_past"):
+                    layer.record_past = False
+        return self.given
+
+    def take_back(self, to: int) -> None:
+        """Leave the cache that was given with so many columns, as it was."""
+        if self.static:
+            self.align(to)
 
     def record(self) -> None:
         """From now on layers of a sliding window keep what a `rewind` may want back."""

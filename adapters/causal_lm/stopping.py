@@ -3,10 +3,12 @@
 Shapes: B batch rows, L tokens of the continuation.
 """
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import EosTokenCriteria, MaxLengthCriteria
 
 from parallel_decode.adapters.causal_lm.system import CausalLM
 from parallel_decode.window import Window
@@ -27,8 +29,8 @@ class Generation(CausalLM):
     ) -> None:
         super().__init__(*args, **more)
         self.eos, self.criteria = _ends(ends)
-        # Without a token that ends rows generate lets all go on until all are done.
-        self.pad = pad if self.eos else None
+        # Without a criterion that knows a token at the end generate lets all rows go on until all are done.
+        self.pad = pad if any(hasattr(criterion, "eos_token_id") for criterion in ends or ()) else None
         self.stream, self.keep_ended, self.keep = stream, keep_ended, keep
 
     def _begin(self) -> None:
@@ -46,7 +48,7 @@ class Generation(CausalLM):
         return None if self.keep_ended or self.criteria or self.stream is not None else super().select(rows)
 
     def after_pass(self, x: Tensor, fronts: Tensor) -> Tensor:
-        fronts = self._in_step(fronts)
+        fronts = self._in_step(self._sound(fronts))
         self._take_scores(int(fronts.min()))
         return super().after_pass(x, fronts)
 
@@ -122,12 +124,17 @@ class Generation(CausalLM):
 
 
 def _ends(criteria: Any) -> tuple[set[int], list[Any]]:
-    """Tokens that end a row, and the other criteria but that of length."""
+    """Tokens that end a row, and the other criteria but those of length (`longest`)."""
     eos: set[int] = set()
     others = []
     for criterion in criteria or ():
-        if type(criterion).__name__ == "EosTokenCriteria":
+        if type(criterion) is EosTokenCriteria:
             eos |= set(torch.as_tensor(criterion.eos_token_id).flatten().tolist())
-        elif type(criterion).__name__ != "MaxLengthCriteria":
+        elif type(criterion) is not MaxLengthCriteria:
             others.append(criterion)
     return eos, others
+
+
+def longest(criteria: Any) -> float:
+    """How many columns the criteria of length allow."""
+    return min((c.max_length for c in criteria or () if type(c) is MaxLengthCriteria), default=math.inf)

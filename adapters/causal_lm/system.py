@@ -8,6 +8,7 @@ vocabulary. A column is a place in prompt and continuation together: position l 
 """
 
 import copy
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from parallel_decode._claims import claim_of
 from parallel_decode.adapters.causal_lm.cache import Slots
 from parallel_decode.adapters.causal_lm.guidance import Guidance
 from parallel_decode.adapters.causal_lm.prompt import Prompt
+from parallel_decode.adapters.causal_lm.reader import Reader
+from parallel_decode.adapters.causal_lm.trial import Trust, knows_rows, settings, tried
 from parallel_decode.system import TriangularSystem
 from parallel_decode.tokens.choices import Choice, Greedy
 from parallel_decode.tokens.drafting import Drafting
@@ -33,24 +36,26 @@ class CausalLM(TriangularSystem):
         model: with a language modelling head, decoder only.
         prompt: tokens, shape (B, P), padded on the left.
         length: L.
-        attention_mask: of the prompt, shape (B, P), 0 for padding; None for no padding.
-        position_ids: of the prompt, shape (B, P); None counts what is not padding.
+        attention_mask: of the prompt, shape (B, P), 0 for padding; None for no padding. With H columns more where the cache holds H
+            tokens that are not in the prompt.
+        position_ids: of the same columns; None counts what is not padding.
         processors: of logits, as `generate` makes them.
         choice: of tokens from scores.
         guess: what windows hold before they are read.
-        cache: of transformers, empty or with leading columns in it; None makes one.
-        tie_tolerance: choose again, by a forward of a single token, where the two best scores are no further apart than this (relative to the larger one); with
-            0, never. See `parallel_generate`'s `strict`.
+        cache: of transformers, empty or with leading columns in it; None makes one. It stays as it is (but for static caches).
         guidance: negative prompts, which are read in a doubled batch.
-        extra: further arguments of every forward.
+        zeros: names of arguments of every forward that are 0 for each column (token types of text).
+        extra: further arguments of every forward, the same for all rows and columns.
 
     Attributes:
         scores, logits: of the last pass, shape (B, W, V).
-        counts: "forwards" of the model, and "ties", choices that were made again.
+        reader: the model, its cache, and how many forwards there were.
         drafting: the texts, and the drafts beyond them.
+        trust: what the model cannot do, and why.
 
     Raises:
-        NotImplementedError: the model's cache cannot be rewound.
+        NotImplementedError: the model or its cache cannot be read in windows.
+        ValueError: mask, position ids and cache are of different lengths.
 
     Example:
         >>> import torch, parallel_decode as pd, transformers
@@ -73,33 +78,65 @@ class CausalLM(TriangularSystem):
         choice: Choice | None = None,
         guess: Guess | None = None,
         cache: Any = None,
-        tie_tolerance: float = 0.0,
         guidance: Guidance | None = None,
+        zeros: tuple[str, ...] = (),
         extra: dict[str, Any] | None = None,
     ) -> None:
-        self.model, self.prompt, self._length = model, Prompt(prompt, length, attention_mask, position_ids), length
+        self.model, self._length = model, length
         self.processors = processors if isinstance(processors, Processors) else Processors(processors)
-        self.choice, self.guess, self.tie_tolerance = choice or Greedy(), guess or Last(), tie_tolerance
+        self.choice, self.guess = choice or Greedy(), guess or Last()
         self.guidance, self.copies = guidance, 1 if guidance is None else 2
-        self.layout = self.prompt if guidance is None else guidance.doubled(self.prompt, length)  # what the model reads
         cache = DynamicCache(config=model.config) if cache is None else cache
-        self.slots = Slots(cache, self.copies * len(prompt), self.layout.columns + length)
-        self.given = self.slots.filled  # columns that the cache came with
+        held, columns = int(cache.get_seq_length()), prompt.shape[1]
+        known = columns if attention_mask is None else attention_mask.shape[1]
+        if known == columns and held <= columns:
+            self.prompt = self.layout = Prompt(prompt, length, attention_mask, position_ids, zeros)
+        elif attention_mask is not None and known == held + columns:
+            self.prompt = Prompt(prompt, length, attention_mask[:, held:], None, zeros)
+            self.layout = self.prompt.after(held, attention_mask, position_ids)
+        else:
+            raise ValueError(
+                f"the cache holds {held} columns, and there are {columns} of tokens and {known} of attention_mask: expected as many of the mask as of "
+                f"tokens (all tokens) or {held + columns} (new tokens alone)"
+            )
+        if guidance is not None:
+            self.layout = guidance.doubled(self.prompt, length)  # what the model reads
         self.extra = extra or {}
-        self.keeps = model._supports_logits_to_keep()
+        self.cache, self.given = cache, held
+        self.reader = self._reader([0])
+        real = self.layout.mask[:, : self.layout.columns].sum(1)
+        self.limits = settings(model, self.layout.columns + length, int(real.min()) if len(real) else 0)
         self.scores = self.logits = prompt.new_zeros(0)
         self._begin()
 
     def _begin(self) -> None:
         """Nothing is read yet."""
         ids = self.prompt.ids
-        self.slots.align(self.given)
+        if self.reader.used:
+            self.slots.take_back(self.given)
+            self.reader = self._reader([0])
         self.rows = torch.arange(len(ids))  # their numbers at first
         self.ended = torch.zeros(len(ids), dtype=torch.bool)
         self.guessed = torch.ones(len(ids), self.length, dtype=torch.bool, device=ids.device)
         self.starts, self.width = torch.zeros(len(ids), dtype=torch.long), 0
-        self.counts = {"forwards": 0, "ties": 0}
+        self.sound = torch.full(
+            (len(ids),), self.length
+        )  # positions from here on have no scores yet, whatever they hold
         self.drafting = Drafting(self.guess, self.prompt.tokens(), self.length, self.choice.couples)
+
+    def _reader(self, forwards: list[int]) -> Reader:
+        """One that has read nothing."""
+        slots = Slots(self.cache, self.copies * len(self.prompt.ids), self.layout.columns)
+        return Reader(self.model, self.layout, slots, self.extra, forwards)
+
+    @property
+    def slots(self) -> Slots:
+        return self.reader.slots
+
+    @cached_property
+    def trust(self) -> Trust:
+        found = self.limits if self.limits.windows else tried(self.model, self.prompt, self.extra)
+        return found if found.windows or found.rows else self.limits
 
     @property
     def length(self) -> int:
@@ -107,7 +144,7 @@ class CausalLM(TriangularSystem):
 
     @property
     def ragged(self) -> bool:  # type: ignore[override]
-        return not (self.slots.aligned or self.processors.lockstep or self.tie_tolerance)
+        return not (self.slots.aligned or self.processors.lockstep or self.trust.windows or self.trust.rows)
 
     @property
     def cost_key(self) -> Any:  # type: ignore[override]
@@ -122,12 +159,19 @@ class CausalLM(TriangularSystem):
 
     def after_pass(self, x: Tensor, fronts: Tensor) -> Tensor:
         """Extend the texts by what is final, and draft anew what is not."""
+        fronts = self._sound(fronts)
         new = self.drafting.accept(x, fronts.tolist(), self.starts.tolist(), self.width)
         fronts = self._end_rows(x, fronts, new)
         written = self.drafting.write(x)
         if written is not None and self.choice.couples:
             self.guessed[written] = True
         return fronts
+
+    def _sound(self, fronts: Tensor) -> Tensor:
+        """The fronts, but no row's beyond the positions that have scores."""
+        final = torch.tensor([self.drafting.final(row) for row in range(len(fronts))])
+        held = (self.sound < fronts) & ~self.ended
+        return torch.where(held, torch.maximum(self.sound, final), fronts)
 
     def _end_rows(self, x: Tensor, fronts: Tensor, new: dict[int, int]) -> Tensor:
         """The fronts that hold, where texts end; `new` has the number of new tokens of each row that had not ended."""
@@ -139,14 +183,14 @@ class CausalLM(TriangularSystem):
         self.drafting.end(row)
 
     def select(self, rows: Tensor) -> "CausalLM | None":
-        if self.processors.lockstep or self.slots.static:
+        if self.processors.lockstep or self.slots.static or self.limits.windows or knows_rows(self.model):
             return None
         host, subset = rows.cpu(), copy.copy(self)
         both = torch.cat([rows, rows + len(self.rows)]) if self.guidance else rows
         self.slots.select(both)
-        empty = DynamicCache(config=self.model.config)
-        self.slots = Slots(empty, self.copies * len(self.rows), 1)  # these rows take the other along
+        self.reader = self._reader(self.reader.forwards)  # those rows take the other along
         subset.prompt, subset.layout = self.prompt.select(rows), self.layout.select(both)
+        subset.reader.layout = subset.layout
         subset.guessed = self.guessed[rows]
         subset.rows, subset.ended = self.rows[host], self.ended[host]
         subset.drafting = self.drafting.select(host.tolist())
@@ -157,16 +201,18 @@ class CausalLM(TriangularSystem):
         return not self.choice.couples
 
     def resource(self) -> Any:
-        return self.slots.cache
+        return self.cache
 
     @torch.no_grad()
     def evaluate(self, x: Tensor, window: Window) -> Tensor:
-        claim_of(self.slots.cache)
+        if len(window.positions) > 1 and self.trust.windows:
+            raise NotImplementedError(f"{self.trust.windows}: use schedule='sequential'")
+        claim_of(self.cache)
         before, start, last = self.layout.columns, window.positions.start, window.positions[-1]
         changed = before + min(window.changed_from, start - 1)  # the first column to be read, if it is there at all
-        if self.slots.aligned and not self.slots.records:
+        if self.slots.aligned and not self.slots.records and len(window.positions) > 1:
             if not self.slots.filled and before > 1:  # while nothing is recorded a long prompt takes less memory
-                self._forward(x, 0, before - 1, 1)
+                self._read(x, 0, before - 1, 1)
             self.slots.record()
         first: int | Tensor
         if window.shift is None and self.slots.columns is None:
@@ -182,76 +228,33 @@ class CausalLM(TriangularSystem):
             count = int(wanted.max()) if len(wanted) else 1
             first = end - count  # before column 0 there are holes
         self.width = len(window.positions)
-        logits = self._forward(x, first, count, last - start + 1)
+        logits = self._read(x, first, count, last - start + 1)
         logits = logits if window.positions.step == 1 else logits[:, :: window.positions.step]
         positions = torch.tensor(window.positions) - start + self.starts[:, None]
         self.logits, self.scores = logits[: len(x)], self._scored(x, logits, positions)
         drafts = window.take(x)
         guessed = window.take(self.guessed) if self.choice.couples else None
         tokens = self.choice(self.scores, drafts, guessed, positions, self.rows)
-        if self.tie_tolerance:
-            self._verify(x, drafts, tokens, positions)
         if guessed is not None:
             window.put(self.guessed, torch.zeros_like(guessed))
         return tokens
 
+    def _read(self, x: Tensor, first: int | Tensor, count: int, keep: int) -> Tensor:
+        """The last `keep` logits of `count` columns from `first`, of all copies of the batch."""
+        going = ~self.ended.repeat(self.copies) if bool(self.ended.any()) and not isinstance(first, int) else None
+        return self.reader.read(x if self.copies == 1 else x.repeat(self.copies, 1), first, count, keep, going)
+
     def _scored(self, x: Tensor, logits: Tensor, positions: Tensor) -> Tensor:
-        """Scores, shape (B, W, V), of all copies' logits at these positions (B, W)."""
-        guided = logits if self.guidance is None else self.guidance.combine(logits)
-        if not self.processors.processors:
-            return guided
-        own = guided.clone() if self.guidance is None else guided
-        return self.processors(self.prompt.text(x), own, self.prompt.columns + positions)
-
-    def _forward(self, x: Tensor, first: int | Tensor, count: int, keep: int) -> Tensor:
-        """The last `keep` logits of `count` columns from `first`, of all rows or of each, on; float32, of all copies of the batch."""
-        x = x if self.guidance is None else x.repeat(2, 1)
-        before, device, real = self.layout.columns, x.device, None
-        self.slots.rewind(first)
-        if isinstance(first, int):
-            end = first + count
-            ids = x[:, first - before : end - before] if first >= before else self.layout.text(x)[:, first:end]
-            positions = self.layout.position_ids[:, first:end]
-            mask = self.layout.mask[:, :end] if self.layout.padded else None
-        else:
-            columns = first[:, None] + torch.arange(count)
-            real = ~self.ended.repeat(self.copies) if bool(self.ended.any()) else None
-            at = columns.to(device).clamp(0, self.layout.position_ids.shape[1] - 1)
-            ids, positions = self.layout.text(x).gather(1, at), self.layout.position_ids.gather(1, at)
-            assert self.slots.columns is not None
-            held = torch.cat([self.slots.columns, columns], 1).to(device)
-            mask = (held >= 0).long() * self.layout.mask.gather(1, held.clamp(0, self.layout.mask.shape[1] - 1))
-        arguments = {"logits_to_keep": keep} if self.keeps else {}
-        output = self.model(
-            input_ids=ids.contiguous(),
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=self.slots.cache,
-            use_cache=True,
-            return_dict=True,
-            **arguments,
-            **self.extra,
-        )
-        self.counts["forwards"] += 1
-        self.slots.append(first, count, real)
-        logits: Tensor = output.logits[:, -keep:]
-        return logits.to(dtype=torch.float32, device=device)
-
-    def _verify(self, x: Tensor, drafts: Tensor, tokens: Tensor, positions: Tensor) -> None:
-        """Choose again where the two best scores nearly tie, by a forward of one token, the last of such positions first."""
-        best = self.scores.topk(2, -1).values
-        # Scores round as the logits do that they are made of.
-        size = torch.maximum(best.abs().amax(-1), self.logits.abs().amax(-1))
-        size = size if self.guidance is None else size * (abs(self.guidance.scale) + abs(1 - self.guidance.scale))
-        close = ((best[..., 0] - best[..., 1]) <= self.tie_tolerance * size).any(0)
-        final = torch.cat([torch.ones_like(drafts[:, :1]), (drafts == tokens)[:, :-1]], 1).cumprod(1).bool().any(0)
-        again = (close & final).nonzero()[:, 0].tolist() if tokens.shape[1] > 1 else []
-        for index in reversed(again):
-            column = self.layout.columns + int(positions[0, index]) - 1
-            if (first := self.slots.reach(column)) < column:  # layers of a sliding window have forgotten what is before
-                self._forward(x, first, column - first, 1)
-            logits = self._forward(x, column, 1, 1)
-            self.logits[:, index] = logits[: len(x), 0]
-            self.scores[:, index] = self._scored(x, logits, positions[:, index : index + 1])[:, 0]
-            tokens[:, index] = self.scores[:, index].argmax(-1)
-            self.counts["ties"] += 1
+        """Scores, shape (B, W, V), of all copies' logits at these positions (B, W); notes from which position on there are none."""
+        scores = logits if self.guidance is None else self.guidance.combine(logits)
+        count = scores.shape[1]
+        if self.processors.processors:
+            own = scores.clone() if self.guidance is None else scores
+            scores, count = self.processors(self.prompt.text(x), own, self.prompt.columns + positions)
+        self.sound = positions[:, -1] + 1 if count == scores.shape[1] else positions[:, count]
+        if (wrong := self.choice.undrawable(scores)) is not None:
+            wrong = wrong.cpu() & ~self.ended[:, None]
+            if bool(wrong[:, 0].any()):
+                raise RuntimeError("probability tensor contains either `inf`, `nan` or element < 0")
+            self.sound = torch.where(wrong, positions, self.sound[:, None]).amin(1)
+        return scores

@@ -39,6 +39,10 @@ class Choice(ABC):
             rows: the rows' numbers in the batch as it was at first, shape (B,), on the host.
         """
 
+    def undrawable(self, scores: Tensor) -> Tensor | None:
+        """Where nothing can be drawn from scores (B, W, V), since they are NaN, infinite, or -inf all: shape (B, W); None if that does not matter."""
+        return ~scores.amax(-1).isfinite()
+
     def finish(self, length: int) -> None:  # noqa: B027
         """For who decodes, at the end: the texts ended after so many positions, the longest row's (L, unless all rows ended before)."""
 
@@ -51,23 +55,29 @@ class Greedy(Choice):
     ) -> Tensor:
         return scores.argmax(-1)
 
+    def undrawable(self, scores: Tensor) -> Tensor | None:
+        return None
+
 
 class Gumbel(Choice):
     """argmax p / q for exponential q, drawn once for each position: what `torch.multinomial` does (log p minus log q is log p plus Gumbel noise).
 
-    The noise of a position is drawn for the whole batch, by the device's default generator, when a window first reaches it. One object is one noise: solved
-    again, it gives the same tokens. (Old noise is forgotten, and drawn again from the generator's state of then where it is needed.)
+    The noise of a position is drawn for the whole batch when a window first reaches it. One object is one noise: solved again, it gives the same tokens.
+    (Old noise is forgotten, and drawn again from the generator's state of then where it is needed.)
 
     Args:
         batch: B, as it was at first.
         device: of the scores.
+        generator: the device's default one if None. Threads that draw from it at the same time get noise that is independent, but not that of `generate`.
     """
 
-    def __init__(self, batch: int, device: torch.device | str) -> None:
+    def __init__(self, batch: int, device: torch.device | str, generator: torch.Generator | None = None) -> None:
         self.batch, self.device = batch, torch.device(device)
+        self.generator = _default(self.device) if generator is None else generator
         self.noise: dict[int, Tensor] = {}
         self.states: dict[int, Tensor] = {}  # of the generator, before a position's noise was drawn
         self.drawn = 0
+        self.vocabulary = 0
 
     def __call__(
         self, scores: Tensor, drafts: Tensor, guessed: Tensor | None, positions: Tensor, rows: Tensor
@@ -77,19 +87,16 @@ class Gumbel(Choice):
                 f"row {int(rows.max())} of a batch of {self.batch}: make Gumbel for the batch as it is at first"
             )
         first, last = int(positions.min()), int(positions.max())
+        self.vocabulary = scores.shape[-1]
         for position in [p for p in self.noise if p < first]:
             del self.noise[position]
-        shape = self.batch, scores.shape[-1]
         while self.drawn <= last:
-            self.states[self.drawn] = self._state()
-            self.noise[self.drawn] = torch.empty(shape, device=self.device).exponential_(1)
+            self.states[self.drawn] = self.generator.get_state()
+            self.noise[self.drawn] = self._draw(self.generator)
             self.drawn += 1
         for position in range(first, last + 1):  # of an earlier run
             if position not in self.noise:
-                now = self._state()
-                self._set(self.states[position])
-                self.noise[position] = torch.empty(shape, device=self.device).exponential_(1)
-                self._set(now)
+                self.noise[position] = self._draw(self._at(position))
         probabilities = scores.softmax(-1)
         if bool((positions == positions[:1]).all()):
             q = torch.stack([self.noise[p] for p in positions[0].tolist()], 1)
@@ -100,15 +107,30 @@ class Gumbel(Choice):
         return (probabilities / q).argmax(-1)
 
     def finish(self, length: int) -> None:
-        """Leave the generator as one draw for each position would have."""
-        if length in self.states:
-            self._set(self.states[length])
+        """Leave the generator as one draw for each position would have; as it is, if others have drawn from it since, who would be given the same noise again."""
+        if length >= self.drawn:
+            return
+        replay = self._at(length)
+        for _ in range(length, self.drawn):
+            self._draw(replay)
+        if torch.equal(replay.get_state(), self.generator.get_state()):
+            self.generator.set_state(self.states[length])
 
-    def _set(self, state: Tensor) -> None:
-        torch.cuda.set_rng_state(state, self.device) if self.device.type == "cuda" else torch.set_rng_state(state)
+    def _draw(self, generator: torch.Generator) -> Tensor:
+        return torch.empty(self.batch, self.vocabulary, device=self.device).exponential_(1, generator=generator)
 
-    def _state(self) -> Tensor:
-        return torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.get_rng_state()
+    def _at(self, position: int) -> torch.Generator:
+        """A generator of its own, as the one was before this position's noise."""
+        generator = torch.Generator(self.device)
+        generator.set_state(self.states[position])
+        return generator
+
+
+def _default(device: torch.device) -> torch.Generator:
+    if device.type == "cuda":
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    return torch.mps._get_default_mps_generator() if device.type == "mps" else torch.default_generator
 
 
 class Maximal(Choice):
@@ -120,7 +142,8 @@ class Maximal(Choice):
 
     couples = True
 
-    def __init__(self) -> None:
+    def __init__(self, generator: torch.Generator | None = None) -> None:
+        self.generator = generator
         self._last: tuple[Tensor, Tensor, Tensor] | None = None  # its rows, positions, and p
 
     def __call__(
@@ -132,7 +155,7 @@ class Maximal(Choice):
         sampled = sampled & ~guessed
         q_draft = torch.where(sampled, q[row, column, drafts], 1.0)
         p_draft = p.gather(-1, drafts[..., None])[..., 0]
-        keep = torch.rand_like(p_draft) * q_draft < p_draft
+        keep = torch.rand(p_draft.shape, generator=self.generator, device=p_draft.device) * q_draft < p_draft
         self._last = rows, positions, p
         beyond = self._beyond(~keep)
         b, w = (~keep | beyond).nonzero(as_tuple=True)
@@ -140,7 +163,7 @@ class Maximal(Choice):
         rest = (new - torch.where(known, q[row[b, 0], column[b, w]], 0.0)).clamp_(min=0)
         rest.scatter_(1, draft, torch.where(known, rest.gather(1, draft), 0.0))
         alone = beyond[b, w, None] | (rest.sum(1, keepdim=True) <= 0)
-        return drafts.index_put((b, w), _draw(torch.where(alone, new, rest)))
+        return drafts.index_put((b, w), _draw(torch.where(alone, new, rest), self.generator))
 
     def _drawn_from(self, p: Tensor, positions: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Where in the distributions of the last window those of the present drafts are: row (B, 1), column (B, W), the distributions, whether there."""
@@ -162,10 +185,12 @@ class Speculative(Maximal):
         return refused.cumsum(1) - refused.long() > 0
 
 
-def _draw(weights: Tensor) -> Tensor:
+def _draw(weights: Tensor, generator: torch.Generator | None) -> Tensor:
     """An index for each row of weights (N, V), by the inverse of their cumulative sum: one number is drawn for a row, where `torch.multinomial` draws V."""
     wide = torch.float32 if weights.device.type == "mps" else torch.float64
     sums = weights.cumsum(1, dtype=wide)
-    uniform = torch.rand(len(weights), 1, dtype=wide, device=weights.device) * (1 - torch.finfo(wide).eps)
+    uniform = torch.rand(len(weights), 1, dtype=wide, device=weights.device, generator=generator) * (
+        1 - torch.finfo(wide).eps
+    )
     found = torch.searchsorted(sums, uniform * sums[:, -1:], right=True)[:, 0]
     return found.clamp_(max=weights.shape[1] - 1)

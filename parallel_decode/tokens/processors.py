@@ -70,29 +70,39 @@ class Processors:
         ]
         self.lockstep = bool(self.unknown) or any(kind in OF_ROW | {"of row"} for kind in self.kinds)
 
-    def __call__(self, text: Tensor, logits: Tensor, lengths: Tensor) -> Tensor:
-        """Scores, shape (B, W, V).
+    def __call__(self, text: Tensor, logits: Tensor, lengths: Tensor) -> tuple[Tensor, int]:
+        """Scores, shape (B, W, V), and how many positions of the window have them.
+
+        A processor may fail on a text that cannot be, and drafts make such texts: where one fails after drafts, the window ends there.
+        What it raises after no draft, at the first position, goes to the caller.
 
         Args:
             text: tokens, shape (B, S).
             logits: float32, shape (B, W, V).
             lengths: how many tokens are before each position, shape (B, W), on the host.
         """
+        whole = logits
         for processor, kind in zip(self.processors, self.kinds, strict=True):
             if kind in ALONE:
                 flat = logits.flatten(0, 1)
                 logits = processor(text[:, :1].repeat_interleave(logits.shape[1], 0), flat).view_as(logits)
                 continue
-            columns = []
+            columns: list[Tensor] = []
             for position in range(logits.shape[1]):
-                before = lengths[:, position]
-                if bool((before == before[0]).all()):
-                    columns.append(processor(text[:, : int(before[0])], logits[:, position]))
-                    continue
-                rows = [
-                    processor(text[row : row + 1, : int(before[row])], logits[row : row + 1, position])
-                    for row in range(len(text))
-                ]
-                columns.append(torch.cat(rows))
+                try:
+                    columns.append(_at(processor, text, logits[:, position], lengths[:, position]))
+                except Exception:
+                    if not position:
+                        raise
+                    break
             logits = torch.stack(columns, 1)
-        return logits
+        count = logits.shape[1]
+        return (logits if count == whole.shape[1] else torch.cat([logits, whole[:, count:]], 1)), count
+
+
+def _at(processor: Any, text: Tensor, logits: Tensor, before: Tensor) -> Tensor:
+    """What a processor makes of logits (B, V) after so many tokens of each row."""
+    if bool((before == before[0]).all()):
+        return processor(text[:, : int(before[0])], logits)  # type: ignore[no-any-return]
+    each = zip(text, before.tolist(), logits, strict=True)
+    return torch.cat([processor(line[None, :count], scores[None]) for line, count, scores in each])

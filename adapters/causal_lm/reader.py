@@ -1,0 +1,111 @@
+"""A model over a key-value cache: the logits of some columns, given those before.
+
+Shapes: B batch rows, P columns of the prompt, L positions, n columns that are read, V tokens of the vocabulary.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parallel_decode.adapters.causal_lm.cache import Slots
+from parallel_decode.adapters.causal_lm.prompt import Prompt
+
+
+class Reader:
+    """Forwards of a model, as `generate` makes them: through the model's own preparation of inputs, wherever all rows are at the same column.
+
+    Args:
+        model: of transformers.
+        layout: what it reads.
+        slots: what its cache holds.
+        extra: further arguments of every forward.
+        forwards: where they are counted, a list of one number.
+
+    Attributes:
+        used: whether there was a forward.
+    """
+
+    def __init__(
+        self, model: Any, layout: Prompt, slots: Slots, extra: dict[str, Any], forwards: list[int] | None = None
+    ) -> None:
+        self.model, self.layout, self.slots, self.extra = model, layout, slots, extra
+        self.forwards, self.used = forwards or [0], False
+        self.numbered = "position_ids" in inspect.signature(model.forward).parameters
+        self.keeps = model._supports_logits_to_keep()
+
+    def read(self, x: Tensor, first: int | Tensor, count: int, keep: int, going: Tensor | None = None) -> Tensor:
+        """The last `keep` logits, shape (B, keep, V), float32.
+
+        Args:
+            x: tokens after the prompt, shape (B, L).
+            first: the first column to be read; of each row, shape (B,) on the host, where the slots are spread.
+            count: n.
+            keep: how many logits are wanted.
+            going: the rows that count, shape (B,) on the host; None for all.
+
+        Raises:
+            NotImplementedError: the model does not read what it is told to, or not into this cache.
+        """
+        self.slots.rewind(first)
+        if isinstance(first, int):
+            arguments = self._prepared(x, first, count, keep)
+            if (
+                arguments.get("past_key_values") is None
+            ):  # Phi-3, once its rotary embedding changes, wants all read anew
+                first, count = 0, first + count
+                self.slots.rewind(0)
+                arguments["past_key_values"] = self.slots.cache
+        else:
+            arguments = self._gathered(x, first, count, keep, going)
+        output = self.model(**arguments, return_dict=True)
+        self.forwards[0] += 1
+        logits: Tensor = output.logits[:, -keep:]
+        first_time, self.used = not self.used and isinstance(first, int), True
+        if logits.shape[1] < keep or (first_time and self.slots.held() != first + count):
+            raise NotImplementedError(
+                f"{type(self.model).__name__} read {count} columns after {first} and left {logits.shape[1]} logits and a cache of {self.slots.held()} "
+                "columns: it has no key-value cache, or reads more than the prompt (soft prompts); use generate without custom_generate"
+            )
+        self.slots.append(first, count, going)
+        return logits.to(dtype=torch.float32, device=x.device)
+
+    def _prepared(self, x: Tensor, first: int, count: int, keep: int) -> dict[str, Any]:
+        layout, end = self.layout, first + count
+        arguments: dict[str, Any] = dict(self.extra)
+        if self.numbered:
+            arguments["position_ids"] = layout.position_ids[..., :end]
+        if self.keeps:
+            arguments["logits_to_keep"] = keep
+        return self.model.prepare_inputs_for_generation(  # type: ignore[no-any-return]
+            layout.text(x)[:, :end],
+            next_sequence_length=count,
+            past_key_values=self.slots.cache,
+            attention_mask=layout.mask[:, :end] if layout.padded else None,
+            is_first_iteration=first == 0,
+            use_cache=True,
+            **{name: value[:, :end] for name, value in layout.zeros.items()},
+            **arguments,
+        )
+
+    def _gathered(self, x: Tensor, first: Tensor, count: int, keep: int, going: Tensor | None) -> dict[str, Any]:
+        layout, device = self.layout, x.device
+        columns = first[:, None] + torch.arange(count)
+        at = columns.to(device).clamp(0, layout.mask.shape[1] - 1)
+        assert self.slots.columns is not None
+        held = torch.cat([self.slots.columns, columns], 1).to(device)
+        mask = (held >= 0).long() * layout.mask.gather(1, held.clamp(0, layout.mask.shape[1] - 1))
+        arguments = self.extra | {name: value.gather(1, at) for name, value in layout.zeros.items()}
+        if self.numbered:
+            places = layout.position_ids
+            arguments["position_ids"] = places.gather(-1, at.expand(*places.shape[:-1], count))
+        if self.keeps:
+            arguments["logits_to_keep"] = keep
+        ids = layout.text(x).gather(1, at)
+        return arguments | {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "past_key_values": self.slots.cache,
+            "use_cache": True,
+        }

@@ -1,0 +1,167 @@
+"""A model is tried before it is trusted: whether windows over its cache give the scores of one token at a time.
+
+The trial is three forwards over a few tokens of the user's own prompt, once for a model. What a short prompt cannot show is read off the configuration.
+
+Shapes: two rows, P columns of the trial's prompt, n columns that are read.
+"""
+
+import math
+import re
+import weakref
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from parallel_decode.adapters.causal_lm.cache import Slots
+from parallel_decode.adapters.causal_lm.prompt import Prompt
+from parallel_decode.adapters.causal_lm.reader import Reader
+
+LEAST, MOST = 12, 32  # tokens of the trial's prompt
+BEHIND = 4  # columns by which one row is behind the other
+TOLERANCE = {
+    torch.float64: 1e-9,
+    torch.float32: 1e-4,
+    torch.float16: 0.02,
+    torch.bfloat16: 0.05,
+}  # of the scores' standard deviation
+DISTANCE = re.compile("window|chunk|local|span|block_size|floor_scale")  # settings that are a number of columns
+
+
+class Trust(NamedTuple):
+    """What a model cannot do, and why; empty for what it can.
+
+    Attributes:
+        windows: read several tokens at once.
+        rows: read each row of a batch at a column of its own.
+    """
+
+    windows: str = ""
+    rows: str = ""
+
+
+def settings(model: Any, columns: int, shortest: int) -> Trust:
+    """What a model's settings say about a text.
+
+    Args:
+        model: of transformers.
+        columns: of prompt and continuation.
+        shortest: tokens of the shortest prompt.
+    """
+    config = model.config.get_text_config(decoder=True)
+    rotary = list(_rotary(getattr(config, "rope_parameters", None)))
+    limit = getattr(config, "max_position_embeddings", None) or math.inf
+    for rope in rotary:
+        bound = rope.get("original_max_position_embeddings") or limit
+        if rope.get("rope_type") == "longrope" and shortest <= bound + 1 and columns > bound:
+            return Trust(f"the rotary embedding (longrope) changes at {bound} tokens, and {columns} are asked for")
+        if "dynamic" in str(rope.get("rope_type")) and columns > min(bound, limit):
+            return Trust(f"the rotary embedding (dynamic NTK) changes with every token beyond {min(bound, limit)}")
+    if not rotary and columns > limit - 2:
+        return Trust(f"the model has {limit} positions, and {columns} columns are asked for")
+    known = getattr(config, "layer_types", None)
+    for name, value in vars(config).items():
+        if (
+            not DISTANCE.search(name)
+            or re.search("layers|expert|pattern", name)
+            or not isinstance(value, int)
+            or isinstance(value, bool)
+        ):
+            continue
+        if 0 < value < columns and (name == "floor_scale" or not known):
+            return Trust(rows=f"the model measures distances in columns of its cache ({name} = {value})")
+    return Trust()
+
+
+def _rotary(parameters: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(parameters, dict):
+        if "rope_type" in parameters:
+            yield parameters
+        for value in parameters.values():
+            yield from _rotary(value)
+
+
+def knows_rows(model: Any) -> bool:
+    """Whether hooks change what parts of the model are given: they may know the rows of the batch (PEFT's `adapter_names`)."""
+    return any(module._forward_pre_hooks_with_kwargs for module in model.modules() if module is not model)
+
+
+_KNOWN: "weakref.WeakKeyDictionary[Any, dict[Any, Trust]]" = weakref.WeakKeyDictionary()
+
+
+def tried(model: Any, prompt: Prompt, extra: dict[str, Any]) -> Trust:
+    """What a trial says, or said of the same model before.
+
+    Args:
+        model: of transformers.
+        prompt: whose tokens are used.
+        extra: further arguments of every forward.
+    """
+    batch = len(prompt.ids) if knows_rows(model) else 0
+    modules = tuple(type(module) for module in model.modules())
+    prepare = getattr(model.prepare_inputs_for_generation, "__func__", model.prepare_inputs_for_generation)
+    how = model.config.to_json_string(), model.training, model.dtype, model.device, repr(sorted(extra.items()))
+    key = modules, prepare, how, batch
+    known = _KNOWN.setdefault(model, {})
+    if key not in known:
+        devices = [model.device] if model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices, enabled=model.training):  # dropout draws
+            known[key] = _try(model, prompt, extra, batch)
+    return known[key]
+
+
+@torch.no_grad()
+def _try(model: Any, prompt: Prompt, extra: dict[str, Any], batch: int) -> Trust:
+    tokens = max(prompt.tokens(), key=len)[:MOST]
+    tokens = (tokens * LEAST)[: max(LEAST, len(tokens))]
+    columns, device = len(tokens), prompt.ids.device
+    ids = torch.tensor([tokens, tokens[:BEHIND] + tokens[:-BEHIND]], device=device)
+    mask = torch.ones_like(ids)
+    mask[1, :BEHIND] = 0
+    if batch:
+        ids, mask = ids[:1].repeat(batch, 1), mask[:1].repeat(batch, 1)
+    layout = Prompt(ids, BEHIND, mask, None, tuple(prompt.zeros))
+    slots = Slots(DynamicCache(config=model.config), len(ids), columns)
+    reader = Reader(model, layout, slots, extra)
+    wrong = ids[:, :BEHIND].flip(1)  # drafts that nobody believes
+    try:
+        expected = reader.read(wrong, 0, columns, BEHIND + 1)
+        if slots.aligned:
+            reader = Reader(model, layout, slots := Slots(DynamicCache(config=model.config), len(ids), columns), extra)
+            reader.read(wrong, 0, columns - BEHIND - 1, 1)
+            slots.record()
+            reader.read(wrong, columns - BEHIND - 1, BEHIND + 1, 1)
+        found = reader.read(wrong, columns - 2, 2 + BEHIND, 2 + BEHIND)[:, :2]
+        if not _close(found, expected[:, -2:], model.dtype):
+            mode = " (it is in training mode: call model.eval())" if model.training else ""
+            return Trust(
+                f"{type(model).__name__} gives other scores for a window of tokens than for one token after the other{mode}"
+            )
+        if batch:
+            return Trust(rows="hooks on parts of the model know the rows of the batch")
+        if slots.aligned:
+            return Trust()
+        slots.spread()
+        found = reader.read(wrong, torch.tensor([columns - 1, columns - 1 - BEHIND]), BEHIND + 1, BEHIND + 1)
+        same = _close(found[0, 0], expected[0, -1], model.dtype) and _close(found[1], expected[1], model.dtype)
+    except NotImplementedError:
+        raise
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise NotImplementedError(
+            f"{type(model).__name__} could not read a window of tokens over its cache ({type(error).__name__}: {error}); use generate without custom_generate"
+        ) from error
+    return Trust() if same else Trust(rows="the model counts the columns of its cache, or ignores position_ids")
+
+
+def _close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    """Whether scores are the same but for rounding."""
+    tolerance = TOLERANCE.get(dtype, 0.05)
+    if found.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
+        tolerance = max(tolerance, 0.01)
+    real = expected.abs() < 1e4  # some models mask a part of their vocabulary
+    found, expected = found[real], expected[real]
+    return bool((found - expected).square().mean().sqrt() <= tolerance * expected.std())

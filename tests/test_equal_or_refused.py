@@ -1,0 +1,490 @@
+"""What users bring to `parallel_generate`: the text and the cache of `generate`, or a refusal."""
+
+import threading
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from transformers import (
+    DynamicCache,
+    EosTokenCriteria,
+    MaxLengthCriteria,
+    StaticCache,
+    StoppingCriteria,
+    TextIteratorStreamer,
+)
+
+import parallel_decode as pd
+from parallel_decode.adapters.causal_lm import parallel_generate
+from parallel_decode.adapters.causal_lm.cache import ROOM, FixedLayer
+from parallel_decode.tokens import Gumbel
+from tests.test_causal_lm import HOW, MODELS, PAD, SMALL, Stream, V, both, make, prompts
+
+hf: Any = transformers
+WINDOWS: dict[str, dict[str, Any]] = {
+    "auto": {"schedule": "auto"},
+    "windows": {"schedule": pd.Sliding(6, per_row=True)},
+    "jacobi": {"schedule": "jacobi", "guess": "last"},
+}
+
+
+def said(ids: Tensor, mask: Tensor, seed: int) -> dict[str, Tensor]:
+    """A conversation's next turn: what was said, and six tokens more."""
+    new = torch.randint(2, V, (len(ids), 6), generator=torch.Generator().manual_seed(seed))
+    ones = torch.ones(len(ids), ids.shape[1] + 6 - mask.shape[1], dtype=torch.long)
+    return {"input_ids": torch.cat([ids, new], 1), "attention_mask": torch.cat([mask, ones], 1)}
+
+
+def content(cache: Any) -> list[Tensor]:
+    return [part for layer in cache.layers for part in (layer.keys, layer.values)]
+
+
+@pytest.mark.parametrize("own", WINDOWS)
+@pytest.mark.parametrize("new_alone", [False, True])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_cache_is_left_as_generate_leaves_it(name: str, batch: int, new_alone: bool, own: str) -> None:
+    model = make(name)
+    more = {"do_sample": False, "max_new_tokens": 14, "pad_token_id": PAD, "eos_token_id": [3, 4]}
+    caches = [DynamicCache(config=model.config) for _ in range(3)]
+    given: dict[str, Any] = prompts(batch)
+    for turn in range(3):
+        ways: list[dict[str, Any]] = [{}, {"custom_generate": parallel_generate, **WINDOWS[own]}]
+        ways.append(ways[turn % 2])  # the third changes between them
+        asked = dict(given)
+        if new_alone and turn:
+            asked["input_ids"] = asked["input_ids"][:, caches[0].get_seq_length() :]
+        texts = [model.generate(**asked, **more, **way, past_key_values=c) for way, c in zip(ways, caches, strict=True)]
+        assert torch.equal(texts[0], texts[1]) and torch.equal(texts[0], texts[2])
+        for cache in caches[1:]:
+            assert cache.get_seq_length() == caches[0].get_seq_length()
+            assert [type(layer) for layer in cache.layers] == [type(layer) for layer in caches[0].layers]
+            for found, expected in zip(content(cache), content(caches[0]), strict=True):
+                torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+        whole = (
+            torch.cat([given["input_ids"][:, : -asked["input_ids"].shape[1]], texts[0]], 1) if new_alone else texts[0]
+        )
+        given = said(whole, given["attention_mask"], turn)
+
+
+def test_a_static_cache_of_ones_own_goes_on() -> None:
+    model = make("Llama")
+    caches = [StaticCache(config=model.config, max_cache_len=64) for _ in range(2)]
+    given: dict[str, Any] = prompts(2)
+    for turn in range(2):
+        more = {"do_sample": False, "max_new_tokens": 10, "pad_token_id": PAD}
+        texts = [
+            model.generate(**given, **more, past_key_values=cache, **own)
+            for cache, own in zip(
+                caches, ({}, {"custom_generate": parallel_generate, "schedule": pd.Sliding(6)}), strict=True
+            )
+        ]
+        assert torch.equal(*texts)
+        assert int(caches[0].get_seq_length()) == int(caches[1].get_seq_length())
+        given = said(texts[0], given["attention_mask"], turn)
+
+
+class Broken(StoppingCriteria):
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        if input_ids.shape[1] > 18:
+            raise ArithmeticError("broken")
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_after_an_error_the_cache_is_as_it_was_and_the_stream_ends(static: bool) -> None:
+    model = make("Llama")
+    more = {"do_sample": False, "max_new_tokens": 14, "pad_token_id": PAD, "custom_generate": parallel_generate}
+    cache: Any = StaticCache(config=model.config, max_cache_len=64) if static else DynamicCache(config=model.config)
+    first = model.generate(**prompts(2), **more, past_key_values=cache)
+    given, held, stream = said(first, prompts(2)["attention_mask"], 0), int(cache.get_seq_length()), Stream()
+    with pytest.raises(ArithmeticError):
+        model.generate(**given, **more, past_key_values=cache, stopping_criteria=[Broken()], stream=stream)
+    assert int(cache.get_seq_length()) == held and stream.ended
+    again = model.generate(**given, **more, past_key_values=cache)
+    assert torch.equal(again, model.generate(**given, do_sample=False, max_new_tokens=14, pad_token_id=PAD))
+
+
+def test_a_cache_longer_than_the_prompt_is_refused() -> None:
+    model, cache = make("Llama"), DynamicCache()
+    more = {"do_sample": False, "max_new_tokens": 14, "pad_token_id": PAD, "custom_generate": parallel_generate}
+    model.generate(**prompts(1), **more, past_key_values=cache)
+    with pytest.raises(ValueError, match="the cache holds 25 columns, and there are 12 of tokens and 12"):
+        model.generate(**prompts(1), **more, past_key_values=cache)
+
+
+def test_storage_grows_with_the_text() -> None:
+    layer = FixedLayer(100)
+    layer.update(torch.zeros(1, 1, 100, 2), torch.zeros(1, 1, 100, 2))
+    moves, held = 0, layer.storage[0]
+    for count in range(1, 3001):
+        layer.update(torch.full((1, 1, 1, 2), float(count)), torch.zeros(1, 1, 1, 2))
+        moves, held = moves + (layer.storage[0] is not held), layer.storage[0]
+        assert layer.storage[0].shape[2] <= 100 + 1.5 * count + ROOM
+    assert moves < 10
+    assert layer.keys is not None and torch.equal(layer.keys[0, 0, 100:, 0], torch.arange(1.0, 3001))
+
+
+# PEFT -----------------------------------------------------------------------------------------------------------------------------------------
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # by PEFT
+
+
+def adapted(config: Any) -> Any:
+    torch.manual_seed(1)
+    return peft.get_peft_model(make("Llama"), config).eval()
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("how", HOW)
+def test_lora_is_used(batch: int, how: str) -> None:
+    base = make("Llama")
+    model = adapted(peft.LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights=False))
+    options = {**prompts(batch), **HOW[how], "max_new_tokens": 20, "pad_token_id": PAD}
+    for own in WINDOWS.values():
+        expected, found = both(model, options, **own)
+        assert torch.equal(expected, found)
+        assert not torch.equal(found, base.generate(**options))
+
+
+def test_rows_with_adapters_of_their_own() -> None:
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights=False)
+    model = adapted(config)
+    model.add_adapter("other", config)
+    options = {
+        **prompts(3),
+        "do_sample": False,
+        "max_new_tokens": 30,
+        "pad_token_id": PAD,
+        "eos_token_id": [3, 4, 5, 6],
+    }
+    options["adapter_names"] = ["default", "other", "__base__"]
+    for own in WINDOWS.values():
+        expected, found = both(model, options, **own)
+        assert torch.equal(expected, found)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+        peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+        peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+    ],
+    ids=lambda config: type(config).__name__,
+)
+@pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")
+@pytest.mark.parametrize("schedule", ["auto", "sequential"])
+def test_soft_prompts_are_refused(config: Any, schedule: str) -> None:
+    model = adapted(config)
+    options = {**prompts(1), "do_sample": False, "max_new_tokens": 8, "pad_token_id": PAD}
+    model.generate(**options)
+    with pytest.raises(NotImplementedError, match="soft prompts"):
+        model.generate(**options, custom_generate=parallel_generate, schedule=schedule)
+
+
+# Models ---------------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", ["auto", "sequential"])
+def test_models_without_a_cache_are_refused(schedule: str) -> None:
+    config = hf.OpenAIGPTConfig(vocab_size=V, n_embd=32, n_layer=1, n_head=2, n_positions=64)
+    with pytest.raises(NotImplementedError, match="no key-value cache"):
+        hf.OpenAIGPTLMHeadModel(config).eval().generate(
+            prompts(1)["input_ids"], max_new_tokens=8, custom_generate=parallel_generate, schedule=schedule
+        )
+
+
+@pytest.mark.parametrize("kind", ["phi3", "phimoe", "llama", "dynamic"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_rotary_embeddings_that_change_with_the_length(kind: str, batch: int) -> None:
+    torch.manual_seed(0)
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 20, "factor": 4.0}
+    rope |= {"short_factor": [1.0] * 8, "long_factor": [1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 9.0]}
+    small = {**SMALL, "rope_parameters": rope, "max_position_embeddings": 80}
+    model: Any
+    if kind == "phi3":
+        model = hf.Phi3ForCausalLM(hf.Phi3Config(**small, original_max_position_embeddings=20, sliding_window=None))
+    elif kind == "phimoe":
+        moe = {"original_max_position_embeddings": 20, "num_local_experts": 4, "sliding_window": None}
+        rope |= {"short_mscale": 1.0, "long_mscale": 1.2}
+        model = hf.PhimoeForCausalLM(hf.PhimoeConfig(**small, **moe))
+    elif kind == "llama":
+        model = hf.LlamaForCausalLM(hf.LlamaConfig(**small))
+    else:
+        dynamic = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+        model = hf.LlamaForCausalLM(
+            hf.LlamaConfig(**SMALL | {"rope_parameters": dynamic, "max_position_embeddings": 20})
+        )
+    model.eval()
+    options = {**prompts(batch), "do_sample": False, "max_new_tokens": 20, "pad_token_id": PAD, "eos_token_id": [3, 4]}
+    for own in WINDOWS.values():
+        with pytest.warns(UserWarning, match="rotary embedding"):
+            expected, found = both(model, options, **own)
+        assert torch.equal(expected, found)
+    expected, found = both(model, options | {"max_new_tokens": 8}, **WINDOWS["windows"])  # all before the change
+    assert torch.equal(expected, found)
+
+
+def test_distances_in_columns_of_the_cache_beyond_the_trial() -> None:
+    """GPT-Neo's local attention counts slots of the cache: a prompt longer than the trial's shows it."""
+    torch.manual_seed(0)
+    kinds = [[["local"], 2]]
+    small = {"vocab_size": V, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "initializer_range": 0.3}
+    config = hf.GPTNeoConfig(
+        **small, attention_types=kinds, window_size=40, pad_token_id=PAD, max_position_embeddings=256
+    )
+    model = hf.GPTNeoForCausalLM(config).eval()
+    ids = torch.randint(2, V, (3, 60), generator=torch.Generator().manual_seed(1))
+    options = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": 40}
+    for own in WINDOWS.values():
+        expected, found = both(model, {**options, "pad_token_id": PAD, "eos_token_id": None}, **own)
+        assert torch.equal(expected, found)
+
+
+def test_a_text_may_end_before_the_model_has_no_positions_left() -> None:
+    torch.manual_seed(0)
+    config = hf.GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=32, vocab_size=V, initializer_range=0.3)
+    model = hf.GPT2LMHeadModel(config).eval()
+    options = {
+        **prompts(1),
+        "do_sample": False,
+        "max_new_tokens": 200,
+        "pad_token_id": PAD,
+        "eos_token_id": list(range(24)),
+    }
+    expected = model.generate(**options)
+    with pytest.warns(UserWarning, match="the model has 32 positions"):
+        found = model.generate(**options, custom_generate=parallel_generate, schedule=pd.Sliding(16), guess="last")
+    assert torch.equal(expected, found)
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize:UserWarning", "ignore:torch.ao.quantization:DeprecationWarning")
+def test_a_quantised_model_is_decoded_as_it_rounds() -> None:
+    """Dynamic int8 quantisation scales each forward's activations by their largest: a window of tokens is another thing."""
+    quantize: Any = torch.ao.quantization.quantize_dynamic
+    quantised = quantize(make("Llama"), {torch.nn.Linear}, dtype=torch.qint8)
+    options = {**prompts(1), "do_sample": False, "max_new_tokens": 16, "pad_token_id": PAD}
+    with pytest.warns(UserWarning, match="other scores for a window"):
+        found = quantised.generate(**options, custom_generate=parallel_generate, schedule=pd.Sliding(6))
+    assert torch.equal(found, quantised.generate(**options))
+
+
+def test_a_model_in_training_mode() -> None:
+    model = hf.LlamaForCausalLM(hf.LlamaConfig(**SMALL, attention_dropout=0.3)).train()
+    options = {**prompts(1), "do_sample": True, "max_new_tokens": 8, "pad_token_id": PAD}
+    with pytest.warns(UserWarning, match="training mode"):
+        expected, found = both(model, options, schedule=pd.Sliding(6))
+    assert torch.equal(expected, found)
+
+
+# Options --------------------------------------------------------------------------------------------------------------------------------------
+
+
+class Ends(StoppingCriteria):
+    """A criterion of one's own that knows a token at the end."""
+
+    eos_token_id = torch.tensor([3])
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        return input_ids[:, -1] % 5 == 3
+
+
+CRITERIA: dict[str, Callable[[], list[Any]]] = {
+    "a length": lambda: [MaxLengthCriteria(20)],
+    "two lengths": lambda: [MaxLengthCriteria(30), MaxLengthCriteria(19)],
+    "a token at the end": lambda: [Ends()],
+    "a subclass": lambda: [type("Mine", (EosTokenCriteria,), {})(eos_token_id=[3, 4, 5])],
+}
+
+
+@pytest.mark.parametrize("criteria", CRITERIA)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_criteria_of_ones_own(criteria: str, batch: int) -> None:
+    model = make("Llama")
+    options = {**prompts(batch), "do_sample": False, "max_new_tokens": 40, "pad_token_id": PAD}
+    for own in WINDOWS.values():
+        expected, found = both(model, options | {"stopping_criteria": CRITERIA[criteria]()}, **own)
+        assert torch.equal(expected, found)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_prefixes_of_a_trie(batch: int) -> None:
+    """A function that knows only what may be said raises at what may not, and drafts are often that."""
+    model, asked = make("Llama"), []
+    allowed = {token: [2 + (3 * token + i) % (V - 2) for i in range(4)] for token in range(V)}
+
+    def follow(row: int, ids: Tensor) -> list[int]:
+        line = ids.tolist()[12:]
+        for before, after in pairwise(line):
+            if after not in allowed[before]:
+                asked.append(line)
+                raise KeyError(f"{before} is not followed by {after}")
+        return allowed[int(ids[-1])]
+
+    options = {**prompts(batch), "do_sample": False, "max_new_tokens": 24, "pad_token_id": PAD}
+    for own in WINDOWS.values():
+        expected, found = both(model, options | {"prefix_allowed_tokens_fn": follow}, **own)
+        assert torch.equal(expected, found)
+    assert asked, "no impossible prefix was tried"
+
+    def never(row: int, ids: Tensor) -> list[int]:
+        if len(ids) > 16:
+            raise KeyError("the trie ends here")
+        return list(range(2, V))
+
+    with pytest.raises(KeyError, match="ends here"):
+        model.generate(
+            **options, prefix_allowed_tokens_fn=never, custom_generate=parallel_generate, schedule=pd.Sliding(6)
+        )
+
+
+class Poison(transformers.LogitsProcessor):
+    """Scores that nothing can be drawn from, after a token."""
+
+    is_pure = True
+
+    def __init__(self, value: float, after: int, column: int) -> None:
+        self.value, self.after, self.column = value, after, column
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        bad = (input_ids[:, -1] % 8 == self.after) & (input_ids.shape[1] > self.column)
+        return torch.where(bad[:, None], self.value, scores)
+
+
+@pytest.mark.parametrize("sampling", ["gumbel", "maximal", "speculative"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_cannot_be_drawn_raises_as_in_generate(value: float, sampling: str) -> None:
+    model = make("Llama")
+    options = {**prompts(2), "do_sample": True, "max_new_tokens": 24, "pad_token_id": PAD}
+    options["logits_processor"] = [Poison(value, 3, 15)]
+    with pytest.raises(RuntimeError, match="probability tensor"):
+        model.generate(**options)
+    for own in WINDOWS.values():
+        with pytest.raises(RuntimeError, match="probability tensor"):
+            model.generate(**options, custom_generate=parallel_generate, sampling=sampling, **own)
+
+
+def test_what_drafts_alone_cannot_be_drawn_from_does_no_harm() -> None:
+    model = make("Llama")
+    options = {**prompts(2), "do_sample": True, "max_new_tokens": 30, "pad_token_id": PAD}
+    torch.manual_seed(5)
+    line = model.generate(**options)[:, 12:]
+    missing = next(token for token in range(2, V) if not bool((line == token).any()))
+
+    class Unsaid(Poison):
+        def __call__(self, input_ids: Any, scores: Any) -> Any:
+            return torch.where((input_ids[:, -1] == missing)[:, None], float("nan"), scores)
+
+    options["logits_processor"] = [Unsaid(0, 0, 0)]
+    expected, found = both(
+        model, options, schedule=pd.Sliding(5, per_row=True), guess=lambda text, most: [missing] * most
+    )
+    assert torch.equal(expected, found)
+
+
+def test_types_of_tokens_and_images() -> None:
+    options: Any = {**prompts(2), "do_sample": False, "max_new_tokens": 8, "pad_token_id": PAD}
+    model, ids = make("GPT-2"), options["input_ids"]
+    for own in WINDOWS.values():
+        expected, found = both(model, options | {"token_type_ids": torch.zeros_like(ids)}, **own)
+        assert torch.equal(expected, found)
+    assert not torch.equal(found, model.generate(**options)), "GPT-2 adds an embedding for type 0"
+    with pytest.raises(NotImplementedError, match="token_type_ids"):
+        model.generate(**options, token_type_ids=torch.ones_like(ids), custom_generate=parallel_generate)
+    config = hf.GenerationConfig(max_length=20, do_sample=False, pad_token_id=PAD)
+    with pytest.raises(NotImplementedError, match="mm_encoder_outputs"):
+        parallel_generate(model, ids, generation_config=config, mm_encoder_outputs={"image": torch.zeros(1)})
+
+
+def test_ids_of_other_types_and_words_that_are_forced() -> None:
+    model = make("Llama")
+    options: Any = {**prompts(2), "do_sample": False, "max_new_tokens": 8, "pad_token_id": PAD}
+    expected, found = both(model, options | {"input_ids": options["input_ids"].int()})
+    assert torch.equal(expected, found) and expected.dtype == found.dtype
+    with pytest.raises((NotImplementedError, ValueError), match="force_words_ids"):
+        model.generate(**options, force_words_ids=[[5]], custom_generate=parallel_generate)
+    with pytest.raises(NotImplementedError, match="prompt_lookup_num_tokens is 3"):
+        model.generate(**options, prompt_lookup_num_tokens=3, custom_generate=parallel_generate)
+    more = options | {"use_cache": False, "return_dict_in_generate": True}
+    expected, found = both(model, more)
+    assert (
+        torch.equal(expected.sequences, found.sequences) and found.past_key_values is expected.past_key_values is None
+    )
+
+
+def test_a_streamer_of_generate_is_served() -> None:
+    model, text = make("Llama"), prompts(1)
+
+    class Words:
+        def decode(self, ids: Any, **kwargs: Any) -> str:
+            return "".join(f"{int(token)} " for token in ids)
+
+    streamer = TextIteratorStreamer(Words(), timeout=60)  # type: ignore[arg-type]
+    options = {**text, "do_sample": False, "max_new_tokens": 12, "pad_token_id": PAD}
+    expected = model.generate(**options)[0].tolist()
+    own = {"custom_generate": parallel_generate, "schedule": pd.Sliding(5)}
+    thread = threading.Thread(target=lambda: model.generate(**options, **own, streamer=streamer))
+    thread.start()
+    found = [int(word) for word in "".join(streamer).split()]
+    thread.join()
+    assert found == expected
+
+
+# Sampling in threads --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_threads_draw_noise_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, lock = make("Llama"), threading.Lock()
+    used: list[tuple[float, ...]] = []
+    draw, finish = Gumbel._draw, Gumbel.finish
+
+    def noted(self: Any, generator: torch.Generator) -> Tensor:
+        noise = draw(self, generator)
+        if generator is self.generator:
+            self.__dict__.setdefault("all", []).append(noise)
+        return noise
+
+    def done(self: Any, length: int) -> None:
+        with lock:
+            used.extend(tuple(noise.flatten()[:4].tolist()) for noise in self.all[:length])
+        finish(self, length)
+
+    monkeypatch.setattr(Gumbel, "_draw", noted)
+    monkeypatch.setattr(Gumbel, "finish", done)
+    options = {**prompts(1), "do_sample": True, "max_new_tokens": 20, "pad_token_id": PAD}
+    own = {"custom_generate": parallel_generate, "schedule": pd.Sliding(6)}
+    threads = [threading.Thread(target=lambda: [model.generate(**options, **own) for _ in range(8)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(used) == 4 * 8 * 20 and len(set(used)) == len(used)
+
+
+@pytest.mark.parametrize("sampling", ["gumbel", "maximal", "speculative"])
+def test_a_generator_of_ones_own(sampling: str) -> None:
+    model = make("Llama")
+    options = {**prompts(2), "do_sample": True, "max_new_tokens": 20, "pad_token_id": PAD}
+    before = torch.get_rng_state()
+    texts = [
+        model.generate(
+            **options,
+            custom_generate=parallel_generate,
+            schedule=pd.Sliding(6),  # couplings depend on the windows, and those of "auto" on time
+            sampling=sampling,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        for seed in (5, 5, 6)
+    ]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(texts[0], texts[1]) and not torch.equal(texts[0], texts[2])
+    if sampling == "gumbel":
+        torch.manual_seed(5)
+        assert torch.equal(texts[0], model.generate(**options))
