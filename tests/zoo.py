@@ -4,6 +4,7 @@ A configuration is made small by the names of its fields: widths, numbers of lay
 reason in `NOT_BUILT`; nothing is left out silently.
 """
 
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -133,9 +134,9 @@ NOT_BUILT = {
     "musicgen_melody": "several codebooks of audio",
     "qwen4_exp": "no small configuration was found",
     "qwen4_exp_text": "no small configuration was found",
-    "xlstm": "no small configuration was found (it has a state that cannot be rewound)",
-    "zamba": "no small configuration was found (it has a state that cannot be rewound)",
-    "zamba2": "no small configuration was found (it has a state that cannot be rewound)",
+    "xlstm": "no small configuration was found; it has a state that cannot be rewound",
+    "zamba": "no small configuration was found; it has a state that cannot be rewound",
+    "zamba2": "no small configuration was found; it has a state that cannot be rewound",
 }
 
 
@@ -238,7 +239,38 @@ def outcome(name: str) -> tuple[str, str]:
     return ("equal", "") if system.ragged else ("in step", system.trust.rows or "layers of a sliding window")
 
 
+def table(outcomes: dict[str, tuple[str, str]]) -> str:
+    """Markdown: what becomes of which types, and why."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, (what, why) in outcomes.items():
+        groups.setdefault((what, _short(why)), []).append(name)
+    lines = ["| | why | model types |", "|---|---|---|"]
+    lines += [f"| {what} | {why} | {', '.join(members)} |" for (what, why), members in sorted(groups.items())]
+    lines.append(f"| not tried | | {', '.join(f'{name} ({why})' for name, why in NOT_BUILT.items())} |")
+    return "\n".join(lines)
+
+
+def _short(why: str) -> str:
+    """A reason without names and numbers."""
+    for part in (
+        "keeps a state that cannot be rewound",
+        "cannot be rewound",
+        "has no key-value cache",
+        "could not read a window",
+        "gives other scores for a window",
+        "counts the columns of its cache, or ignores position_ids",
+        "measures distances in columns",
+        "sliding window",
+    ):
+        if part in why:
+            return part
+    return why
+
+
 if __name__ == "__main__":
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    found = {}
     for name in names():
-        print(name, *outcome(name), sep=" | ", flush=True)
+        found[name] = outcome(name)
+        print(name, *found[name], sep=" | ", file=sys.stderr, flush=True)
+    print(table(found))

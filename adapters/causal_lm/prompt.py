@@ -4,6 +4,7 @@ Shapes: B batch rows, P columns of the prompt, L positions. Position l is column
 """
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,6 +68,12 @@ class Prompt:
         """The tokens of each row, without padding."""
         kept = self.mask[:, : self.columns].bool().cpu()
         return [line[there].tolist() for line, there in zip(self.ids.cpu(), kept, strict=True)]
+
+    def pad(self, config: Any) -> int:
+        """The token that stands where there is padding."""
+        hidden = self.ids[self.mask[:, : self.columns] == 0]
+        token = getattr(config.get_text_config(decoder=True), "pad_token_id", None)
+        return int(hidden[0]) if len(hidden) else token if isinstance(token, int) and token >= 0 else 0
 
     def text(self, x: Tensor) -> Tensor:
         """All columns, shape (B, P + L), with the tokens x (B, L) after the prompt."""

@@ -25,13 +25,14 @@ class Generation(CausalLM):
         keep: tuple[bool, bool],
         keep_ended: bool,
         stream: Any,
+        returned: bool = False,
         **more: Any,
     ) -> None:
         super().__init__(*args, **more)
         self.eos, self.criteria = _ends(ends)
         # Without a criterion that knows a token at the end generate lets all rows go on until all are done.
         self.pad = pad if any(hasattr(criterion, "eos_token_id") for criterion in ends or ()) else None
-        self.stream, self.keep_ended, self.keep = stream, keep_ended, keep
+        self.stream, self.keep_ended, self.keep, self.returned = stream, keep_ended, keep, returned
 
     def _begin(self) -> None:
         super()._begin()

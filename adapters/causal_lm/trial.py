@@ -2,7 +2,6 @@
 
 The trial is three forwards over a few tokens of the user's own prompt, once for a model. What a short prompt cannot show is read off the configuration.
 
-Shapes: two rows, P columns of the trial's prompt, n columns that are read.
 """
 
 import math
@@ -91,35 +90,38 @@ def knows_rows(model: Any) -> bool:
 _KNOWN: "weakref.WeakKeyDictionary[Any, dict[Any, Trust]]" = weakref.WeakKeyDictionary()
 
 
-def tried(model: Any, prompt: Prompt, extra: dict[str, Any]) -> Trust:
+def tried(model: Any, prompt: Prompt, extra: dict[str, Any], padded: bool | None = None) -> Trust:
     """What a trial says, or said of the same model before.
 
     Args:
         model: of transformers.
         prompt: whose tokens are used.
         extra: further arguments of every forward.
+        padded: whether there is padding, as in the prompt if None: without it models take other ways (no mask, another attention).
     """
+    padded = prompt.padded if padded is None else padded
     batch = len(prompt.ids) if knows_rows(model) else 0
     modules = tuple(type(module) for module in model.modules())
     prepare = getattr(model.prepare_inputs_for_generation, "__func__", model.prepare_inputs_for_generation)
     how = model.config.to_json_string(), model.training, model.dtype, model.device, repr(sorted(extra.items()))
-    key = modules, prepare, how, batch
+    key = modules, prepare, how, batch, padded
     known = _KNOWN.setdefault(model, {})
     if key not in known:
         devices = [model.device] if model.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices, enabled=model.training):  # dropout draws
-            known[key] = _try(model, prompt, extra, batch)
+            known[key] = _try(model, prompt, extra, batch, padded)
     return known[key]
 
 
 @torch.no_grad()
-def _try(model: Any, prompt: Prompt, extra: dict[str, Any], batch: int) -> Trust:
+def _try(model: Any, prompt: Prompt, extra: dict[str, Any], batch: int, padded: bool) -> Trust:
     tokens = max(prompt.tokens(), key=len)[:MOST]
     tokens = (tokens * LEAST)[: max(LEAST, len(tokens))]
     columns, device = len(tokens), prompt.ids.device
-    ids = torch.tensor([tokens, tokens[:BEHIND] + tokens[:-BEHIND]], device=device)
+    ends = tokens[-BEHIND:] if not padded else [prompt.pad(model.config)] * BEHIND
+    ids = torch.tensor([tokens, ends + tokens[:-BEHIND]], device=device)
     mask = torch.ones_like(ids)
-    mask[1, :BEHIND] = 0
+    mask[1, :BEHIND] = 0 if padded else 1
     if batch:
         ids, mask = ids[:1].repeat(batch, 1), mask[:1].repeat(batch, 1)
     layout = Prompt(ids, BEHIND, mask, None, tuple(prompt.zeros))
