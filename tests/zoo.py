@@ -1,4 +1,4 @@
-"""Tiny random models of every decoder architecture of the installed transformers.
+"""Tiny random models of every decoder architecture of the installed transformers, those that also read images among them (with text alone).
 
 A configuration is made small by the names of its fields: widths, numbers of layers and heads, experts. What does not build that way is listed with the
 reason in `NOT_BUILT`; nothing is left out silently.
@@ -13,7 +13,10 @@ import torch
 import transformers
 from packaging import version
 from torch import Tensor
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 import parallel_decode as pd
 from parallel_decode.adapters.causal_lm import parallel_generate
@@ -82,7 +85,12 @@ GEMMA = {
     "hidden_size_per_layer_input": 0,
     "num_kv_shared_layers": 0,
 }
+MROPE = "qwen2_vl_text qwen2_5_vl_text glm4v_text paddleocr_vl_text glm_ocr_text"
 MORE: dict[str, dict[str, Any]] = {
+    **{
+        name: {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
+        for name in MROPE.split()
+    },
     **{name: {"num_key_value_heads": 4} for name in MLA.split()},
     **{name: {"layer_types": ["linear_attention", "full_attention"]} for name in LINEAR.split()},
     "axk1": {"num_key_value_heads": 4, "n_group": 1, "topk_group": 1},
@@ -140,9 +148,24 @@ NOT_BUILT = {
 }
 
 
+IMAGES_NOT_BUILT = """blip blip-2 chameleon cohere_compass cosmos3_edge deepseek_ocr2 diffusion_gemma ernie4_5_vl_moe fast_vlm florence2 glm4v_moe glm5_next
+glmga granite4_vision granite_docling hunyuan_vl idefics inkling2 instructblip instructblipvideo kosmos-2 mistral4 mistral_large4 molmo2 muse_spark
+nemotron_h_omni perception_lm pi0 pix2struct pp_formulanet qwen2_5_omni_thinker qwen3_omni_moe_thinker udop unlimited_ocr vision-encoder-decoder"""
+NOT_BUILT |= dict.fromkeys(IMAGES_NOT_BUILT.split(), "needs images, or a configuration of its own")
+
+
+def classes() -> dict[str, str]:
+    """Names of model classes, by type."""
+    images = {
+        name: made if isinstance(made, str) else made[0]
+        for name, made in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.items()
+    }
+    return images | dict(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
 def names() -> list[str]:
     """The model types that are built."""
-    return [name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if name not in NOT_BUILT]
+    return sorted(name for name in classes() if name not in NOT_BUILT)
 
 
 def small(config_class: Any) -> Any:
@@ -166,7 +189,7 @@ def _has(config: Any, name: str) -> bool:
 def build(name: str) -> Any:
     """A model of a type, in evaluation mode."""
     torch.manual_seed(0)
-    model_class = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[name])
+    model_class = getattr(transformers, classes()[name])
     return model_class(small(model_class.config_class)).eval()
 
 
