@@ -55,8 +55,6 @@ def prompts(words: Any, kind: str, count: int, seed: int = 0) -> Tensor:
 
 def measure(model: Any, batches: list[Tensor], how: dict[str, Any], length: int, rounds: int) -> dict[str, Any]:
     """Every method in turn, round after round."""
-    forwards = [0]
-    hook = model.register_forward_pre_hook(lambda *args: forwards.__setitem__(0, forwards[0] + 1))
     shared = {
         **how,
         "max_new_tokens": length,
@@ -64,13 +62,17 @@ def measure(model: Any, batches: list[Tensor], how: dict[str, Any], length: int,
         "eos_token_id": None,
     }
 
-    def run(**more: Any) -> Callable[[], list[Tensor]]:
-        def generate() -> list[Tensor]:
+    def run(**more: Any) -> Callable[[], tuple[list[Tensor], int]]:
+        def generate() -> tuple[list[Tensor], int]:
             torch.manual_seed(0)
-            return [
-                model.generate(ids, attention_mask=torch.ones_like(ids), **shared, **more)[:, ids.shape[1] :]
-                for ids in batches
-            ]
+            texts, forwards = [], 0
+            for ids in batches:
+                report: dict[str, Any] = {"forwards": length}
+                own = {"report": report} if "custom_generate" in more else {}
+                options = {"attention_mask": torch.ones_like(ids), **shared, **more, **own}
+                texts.append(model.generate(ids, **options)[:, ids.shape[1] :])
+                forwards += report["forwards"]
+            return texts, forwards
 
         return generate
 
@@ -85,13 +87,12 @@ def measure(model: Any, batches: list[Tensor], how: dict[str, Any], length: int,
     counts: dict[str, int] = {}
     for number in range(rounds + 1):
         for name, method in methods.items():
-            forwards[0] = 0
             began = time.perf_counter()
-            outputs[name] = method()
+            outputs[name], counts[name] = method()
             if number:
                 seconds[name].append(time.perf_counter() - began)
-            counts[name] = forwards[0]
-    hook.remove()
+    if "prompt lookup" in methods:
+        counts["prompt lookup"] = _forwards(model, methods["prompt lookup"])
     base, tokens = seconds["generate"], length * len(batches)
     return {
         name: {
@@ -103,6 +104,15 @@ def measure(model: Any, batches: list[Tensor], how: dict[str, Any], length: int,
         }
         for name, taken in seconds.items()
     }
+
+
+def _forwards(model: Any, method: Callable[[], Any]) -> int:
+    """How many forwards a method of transformers takes. (Hooks would keep rows together in ours.)"""
+    count = [0]
+    hook = model.register_forward_pre_hook(lambda *args: count.__setitem__(0, count[0] + 1))
+    method()
+    hook.remove()
+    return count[0]
 
 
 def trial(model: Any, ids: Tensor, length: int) -> float:

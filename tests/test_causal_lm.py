@@ -18,6 +18,7 @@ from parallel_decode.adapters import causal_lm
 from parallel_decode.adapters.causal_lm import Adaptive, CausalLM, NGram, cache, parallel_generate
 from parallel_decode.adapters.causal_lm.cache import Slots
 from parallel_decode.adapters.causal_lm.guidance import Guidance
+from parallel_decode.adapters.causal_lm.reader import Reader
 from parallel_decode.adapters.causal_lm.stopping import Generation
 from parallel_decode.schedules import Schedule
 from parallel_decode.testing import check_system
@@ -292,14 +293,20 @@ def test_drafts_that_come_true_save_forwards() -> None:
     assert report["forwards"] == 5 and report["tokens_per_forward"] == 8
 
 
-def test_rows_advance_on_their_own_and_leave_when_they_end() -> None:
+def test_rows_advance_on_their_own_and_leave_when_they_end(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make("Qwen3")
     inputs = prompts(3)
     options = {**inputs, "do_sample": False, "max_new_tokens": 40, "pad_token_id": PAD}
     truth = model.generate(**options)
-    model.generate(**options, custom_generate=parallel_generate)  # the model is tried
     seen: list[int] = []
-    model.model.layers[0].register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    read = Reader.read
+
+    def noted(self: Reader, x: Tensor, *more: Any) -> Tensor:
+        seen.append(len(x))
+        return read(self, x, *more)
+
+    model.generate(**options, custom_generate=parallel_generate)  # the model is tried
+    monkeypatch.setattr(Reader, "read", noted)
 
     def knows(text: Sequence[int], most: int) -> Sequence[int]:  # the first row alone
         line = truth[0].tolist()

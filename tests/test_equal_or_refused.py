@@ -1,6 +1,7 @@
 """What users bring to `parallel_generate`: the text and the cache of `generate`, or a refusal."""
 
 import threading
+import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -488,3 +489,111 @@ def test_a_generator_of_ones_own(sampling: str) -> None:
     if sampling == "gumbel":
         torch.manual_seed(5)
         assert torch.equal(texts[0], model.generate(**options))
+
+
+# What a trial has to see ------------------------------------------------------------------------------------------------------------------------
+
+
+def same(model: Any, batch: int, **more: Any) -> None:
+    options = {**prompts(batch), "do_sample": False, "max_new_tokens": 24, "pad_token_id": PAD, **more}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*decoded one by one")
+        for own in WINDOWS.values():
+            expected, found = both(model, options, **own)
+            assert torch.equal(expected, found), own
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("lengths", ["prompts alone", "tokens alone", "means"])
+def test_steering_by_hooks(lengths: str, when: str, batch: int) -> None:
+    """Hooks that look at how many tokens are read, put in place before or after the model was tried."""
+    model = make("Llama")
+    vector = torch.randn(32, generator=torch.Generator().manual_seed(3))
+    hooks: dict[str, Any] = {
+        "prompts alone": lambda module, given, out: out + vector if out.shape[1] > 1 else out,
+        "tokens alone": lambda module, given, out: out + vector if out.shape[1] == 1 else out,
+        "means": lambda module, given, out: out - out.mean(1, keepdim=True) * 0.5,
+    }
+    if when == "after":
+        same(model, batch)
+    model.model.layers[0].mlp.register_forward_hook(hooks[lengths])
+    same(model, batch)
+
+
+@pytest.mark.parametrize("name", ["Llama", "Mistral"])
+def test_hooks_that_know_the_rows(name: str) -> None:
+    model = make(name)
+    vectors = torch.randn(3, 1, 32, generator=torch.Generator().manual_seed(3))
+    model.model.layers[0].mlp.register_forward_pre_hook(lambda module, given: (given[0] + vectors[: len(given[0])],))
+    same(model, 3, eos_token_id=list(range(3, 9)))
+
+
+def test_a_forward_replaced_after_the_trial() -> None:
+    model = make("Llama")
+    same(model, 1)
+    part = model.model.layers[0].mlp
+    forward = part.forward
+    part.forward = lambda h: forward(h) - forward(h).mean(1, keepdim=True)
+    same(model, 1)
+
+
+def test_a_prompt_of_equal_tokens_hides_nothing() -> None:
+    torch.manual_seed(2)
+    config = hf.MptConfig(d_model=32, n_heads=2, n_layers=2, vocab_size=V, max_seq_len=256, initializer_range=0.3)
+    model = hf.MptForCausalLM(config).eval()
+    model.generate(torch.tensor([[5], [7]]), max_new_tokens=4, pad_token_id=PAD, custom_generate=parallel_generate)
+    same(model, 3, do_sample=True, temperature=1.5, max_new_tokens=60)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_sliding_windows_over_a_cache_that_does_not_know_of_them(batch: int) -> None:
+    """`DynamicCache()` without a configuration keeps everything, and the model's masks count its columns."""
+    kinds = {"sliding_window": 9, "use_sliding_window": True, "layer_types": ["sliding_attention", "full_attention"]}
+    torch.manual_seed(0)
+    for model in (hf.Qwen3ForCausalLM(hf.Qwen3Config(**SMALL, **kinds)).eval(), make("Gemma 3")):
+        for own in WINDOWS.values():
+            caches = [DynamicCache(), DynamicCache()]
+            more = {**prompts(batch), "do_sample": False, "max_new_tokens": 40, "pad_token_id": PAD}
+            expected = model.generate(**more, past_key_values=caches[0])
+            found = model.generate(**more, past_key_values=caches[1], custom_generate=parallel_generate, **own)
+            assert torch.equal(expected, found)
+            for a, b in zip(*map(content, caches), strict=True):
+                torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_guidance_with_types_of_tokens() -> None:
+    same(make("GPT-2"), 2, guidance_scale=1.5, token_type_ids=torch.zeros(2, 12, dtype=torch.long))
+
+
+def test_guidance_where_the_padding_is_no_token() -> None:
+    model = make("Llama")
+    model.config.pad_token_id = V
+    same(model, 1, guidance_scale=1.5, pad_token_id=V)
+
+
+@pytest.mark.parametrize("length", [5, 12, 13])
+def test_criteria_of_length_that_are_met_at_once(length: int) -> None:
+    same(make("Llama"), 3, stopping_criteria=[MaxLengthCriteria(length)])
+
+
+def test_caches_that_do_not_fit_are_refused() -> None:
+    model, ids = make("Mistral"), prompts(3)["input_ids"]
+    more = {"do_sample": False, "max_new_tokens": 4, "pad_token_id": PAD, "custom_generate": parallel_generate}
+    for rows, columns, match in ((1, 6, "holds 1 rows, and the prompts are 3"), (3, 12, "the cache holds 12 columns")):
+        cache = DynamicCache(config=model.config)
+        with torch.no_grad():
+            model(input_ids=ids[:rows, :columns], past_key_values=cache)
+        with pytest.raises(ValueError, match=match):
+            model.generate(ids, **more, past_key_values=cache)
+        with pytest.raises(NotImplementedError, match="use_cache is False"):
+            model.generate(ids, **more, past_key_values=cache, use_cache=False)
+    with pytest.raises(ValueError, match="the guess drafted tokens from 99 to 99"):
+        model.generate(ids, **more, guess=lambda text, most: [99])
+
+
+def test_mixed_precision_is_tried_as_it_computes() -> None:
+    model = make("Llama")
+    options = {**prompts(1), "do_sample": False, "max_new_tokens": 8, "pad_token_id": PAD}
+    with torch.autocast("cpu", torch.bfloat16):
+        model.generate(**options, custom_generate=parallel_generate, schedule=pd.Sliding(6))  # no warning

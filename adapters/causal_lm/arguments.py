@@ -72,6 +72,9 @@ def model_inputs(
         NotImplementedError: there are others that depend on the row or the column, such as images.
     """
     given = {name: value for name, value in given.items() if value is not None and value != {}}
+    if given.get("use_cache") is False and "past_key_values" in given:
+        raise NotImplementedError("use_cache is False, and there are past_key_values: leave out one of them")
+    given.pop("past_key_values", None)
     mask, position_ids = given.pop("attention_mask", None), given.pop("position_ids", None)
     for name in ("use_cache", "logits_to_keep", "cache_position"):
         given.pop(name, None)
@@ -88,22 +91,19 @@ def model_inputs(
 
 
 def processors_and_guidance(
-    model: Any, logits_processor: Any, ids: Tensor, cache: Any, returned: bool
+    model: Any, logits_processor: Any, ids: Tensor, cache: Any, returned: bool, others_given: bool
 ) -> tuple[Processors, Guidance | None]:
     """The processors, and transformers' guidance if it can be read in a doubled batch; it stays among them, one by one, where that cannot be.
 
     Cannot: the cache has no rows or no room for negative prompts, or would come back with columns too many; the model does not read padded rows as it reads
-    them alone.
+    them alone; it is given other arguments, which are for the prompts alone.
     """
     others, guidance = taken_out(logits_processor, ids, model)
     if guidance is not None:
         longer = guidance.ids.shape[1] > ids.shape[1]
         held = cache is not None and cache.get_seq_length() > 0
-        if (
-            held
-            or (longer and (returned or isinstance(cache, StaticCache)))
-            or tried(model, Prompt(ids, 0), {}, True).rows
-        ):
+        narrow = longer and (returned or isinstance(cache, StaticCache))
+        if held or narrow or others_given or tried(model, Prompt(ids, 0), {}, True).rows:
             return Processors(logits_processor), None
     return Processors(others), guidance
 

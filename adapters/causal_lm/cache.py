@@ -94,6 +94,7 @@ class Slots:
 
     Raises:
         NotImplementedError: the cache cannot be rewound.
+        ValueError: it has another number of rows.
     """
 
     def __init__(self, cache: Any, batch: int, columns: int) -> None:
@@ -105,6 +106,15 @@ class Slots:
             raise NotImplementedError(
                 f"the cache is a {type(cache).__name__} of {', '.join(sorted(kinds))}, which cannot be rewound: a window of guesses needs "
                 "that; use generate without custom_generate"
+            )
+        rows = {
+            len(layer.keys)
+            for layer in layers
+            if isinstance(getattr(layer, "keys", None), Tensor) and layer.keys.numel()
+        }
+        if rows - {batch}:
+            raise ValueError(
+                f"the cache holds {max(rows)} rows, and the prompts are {batch}: repeat or select its rows"
             )
         self.given = self.cache = cache
         self.aligned = not kinds <= {"DynamicLayer"} or cache.offloading

@@ -47,7 +47,7 @@ def parallel_generate(
     """Decode in windows of guesses: `model.generate(**inputs, custom_generate=parallel_generate, ...)`.
 
     Greedy text is `generate`'s, token for token, and so is a sample for the same seed. (In bfloat16 two kernels may break a near tie of two tokens
-    differently, here as in every method that reads several tokens at once.) A model is tried first, by three forwards over the beginning of the prompt: one
+    differently, here as in every method that reads several tokens at once.) A model is tried first, by four short forwards over the beginning of the prompt: one
     that cannot be read in windows is decoded one token at a time, with a warning, or refused. What is gained depends on how
     much of the text can be guessed: on code, or on answers that repeat their prompt, 2 to 6 tokens a forward; on ordinary
     prose next to nothing, and then `schedule="auto"` decodes one token at a time, as `generate` does. Plain Jacobi decoding
@@ -146,17 +146,18 @@ def _system(
     """
     refuse(model, config)
     (batch, columns), outputs = ids.shape, bool(config.return_dict_in_generate)
-    cache = given.pop("past_key_values", None)
+    cache = given.get("past_key_values")
     returned = getattr(cache, "_is_user_defined", False) or (outputs and given.get("use_cache") is not False)
-    processors, guidance = processors_and_guidance(model, logits_processor, ids, cache, returned)
     mask, position_ids, zeros, extra = model_inputs(given, columns)
+    others = bool(zeros or extra)
+    processors, guidance = processors_and_guidance(model, logits_processor, ids, cache, returned, others)
     if mask is None and cache is not None and (known := getattr(config, "_mask_length", columns)) > columns:
         mask = ids.new_ones(batch, known)  # generate leaves out a mask of ones
     pad = getattr(config, "_pad_token_tensor", None)
     return Generation(
         model,
         ids,
-        int(min(config.max_length, longest(criteria))) - columns,
+        max(1, int(min(config.max_length, longest(criteria))) - columns),
         attention_mask=mask,
         position_ids=position_ids,
         processors=processors,

@@ -72,8 +72,11 @@ class Prompt:
     def pad(self, config: Any) -> int:
         """The token that stands where there is padding."""
         hidden = self.ids[self.mask[:, : self.columns] == 0]
-        token = getattr(config.get_text_config(decoder=True), "pad_token_id", None)
-        return int(hidden[0]) if len(hidden) else token if isinstance(token, int) and token >= 0 else 0
+        config = config.get_text_config(decoder=True)
+        token = getattr(config, "pad_token_id", None)
+        if len(hidden):
+            return int(hidden[0])
+        return token if isinstance(token, int) and 0 <= token < config.vocab_size else 0
 
     def text(self, x: Tensor) -> Tensor:
         """All columns, shape (B, P + L), with the tokens x (B, L) after the prompt."""

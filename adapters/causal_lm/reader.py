@@ -51,9 +51,8 @@ class Reader:
         self.slots.rewind(first)
         if isinstance(first, int):
             arguments = self._prepared(x, first, count, keep)
-            if (
-                arguments.get("past_key_values") is None
-            ):  # Phi-3, once its rotary embedding changes, wants all read anew
+            if arguments.get("past_key_values") is None:
+                # Phi-3 wants all read anew once its rotary embedding changes.
                 first, count = 0, first + count
                 self.slots.rewind(0)
                 arguments["past_key_values"] = self.slots.cache

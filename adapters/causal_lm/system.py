@@ -20,7 +20,7 @@ from parallel_decode.adapters.causal_lm.cache import Slots
 from parallel_decode.adapters.causal_lm.guidance import Guidance
 from parallel_decode.adapters.causal_lm.prompt import Prompt
 from parallel_decode.adapters.causal_lm.reader import Reader
-from parallel_decode.adapters.causal_lm.trial import Trust, knows_rows, settings, tried
+from parallel_decode.adapters.causal_lm.trial import Trust, hooked, settings, tried
 from parallel_decode.system import TriangularSystem
 from parallel_decode.tokens.choices import Choice, Greedy
 from parallel_decode.tokens.drafting import Drafting
@@ -89,15 +89,15 @@ class CausalLM(TriangularSystem):
         cache = DynamicCache(config=model.config) if cache is None else cache
         held, columns = int(cache.get_seq_length()), prompt.shape[1]
         known = columns if attention_mask is None else attention_mask.shape[1]
-        if known == columns and held <= columns:
+        if known == columns and held < columns:
             self.prompt = self.layout = Prompt(prompt, length, attention_mask, position_ids, zeros)
         elif attention_mask is not None and known == held + columns:
             self.prompt = Prompt(prompt, length, attention_mask[:, held:], None, zeros)
             self.layout = self.prompt.after(held, attention_mask, position_ids)
         else:
             raise ValueError(
-                f"the cache holds {held} columns, and there are {columns} of tokens and {known} of attention_mask: expected as many of the mask as of "
-                f"tokens (all tokens) or {held + columns} (new tokens alone)"
+                f"the cache holds {held} columns, and there are {columns} of tokens and {known} of attention_mask: expected the whole text, longer than the "
+                f"cache, with as many columns of the mask, or the new tokens alone with {held + columns}"
             )
         if guidance is not None:
             self.layout = guidance.doubled(self.prompt, length)  # what the model reads
@@ -119,10 +119,9 @@ class CausalLM(TriangularSystem):
         self.ended = torch.zeros(len(ids), dtype=torch.bool)
         self.guessed = torch.ones(len(ids), self.length, dtype=torch.bool, device=ids.device)
         self.starts, self.width = torch.zeros(len(ids), dtype=torch.long), 0
-        self.sound = torch.full(
-            (len(ids),), self.length
-        )  # positions from here on have no scores yet, whatever they hold
-        self.drafting = Drafting(self.guess, self.prompt.tokens(), self.length, self.choice.couples)
+        self.sound = torch.full((len(ids),), self.length)  # from this position on a row has no scores that count
+        vocabulary = getattr(self.model.get_input_embeddings(), "num_embeddings", None)
+        self.drafting = Drafting(self.guess, self.prompt.tokens(), self.length, self.choice.couples, vocabulary)
 
     def _reader(self, forwards: list[int]) -> Reader:
         """One that has read nothing."""
@@ -135,7 +134,7 @@ class CausalLM(TriangularSystem):
 
     @cached_property
     def trust(self) -> Trust:
-        found = self.limits if self.limits.windows else tried(self.model, self.prompt, self.extra)
+        found = self.limits if self.limits.windows else tried(self.model, self.prompt, self.extra, self.layout.padded)
         return found if found.windows or found.rows else self.limits
 
     @property
@@ -169,8 +168,10 @@ class CausalLM(TriangularSystem):
 
     def _sound(self, fronts: Tensor) -> Tensor:
         """The fronts, but no row's beyond the positions that have scores."""
-        final = torch.tensor([self.drafting.final(row) for row in range(len(fronts))])
         held = (self.sound < fronts) & ~self.ended
+        if not bool(held.any()):
+            return fronts
+        final = torch.tensor([self.drafting.final(row) for row in range(len(fronts))])
         return torch.where(held, torch.maximum(self.sound, final), fronts)
 
     def _end_rows(self, x: Tensor, fronts: Tensor, new: dict[int, int]) -> Tensor:
@@ -183,7 +184,7 @@ class CausalLM(TriangularSystem):
         self.drafting.end(row)
 
     def select(self, rows: Tensor) -> "CausalLM | None":
-        if self.processors.lockstep or self.slots.static or self.limits.windows or knows_rows(self.model):
+        if self.processors.lockstep or self.slots.static or self.limits.windows or hooked(self.model):
             return None
         host, subset = rows.cpu(), copy.copy(self)
         both = torch.cat([rows, rows + len(self.rows)]) if self.guidance else rows

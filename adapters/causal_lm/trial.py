@@ -1,13 +1,13 @@
 """A model is tried before it is trusted: whether windows over its cache give the scores of one token at a time.
 
-The trial is three forwards over a few tokens of the user's own prompt, once for a model. What a short prompt cannot show is read off the configuration.
-
+The trial is four forwards over a few tokens of the user's own prompt, once for a model. What a short prompt cannot show is read off the configuration.
 """
 
 import math
 import re
 import weakref
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -20,12 +20,9 @@ from parallel_decode.adapters.causal_lm.reader import Reader
 
 LEAST, MOST = 12, 32  # tokens of the trial's prompt
 BEHIND = 4  # columns by which one row is behind the other
-TOLERANCE = {
-    torch.float64: 1e-9,
-    torch.float32: 1e-4,
-    torch.float16: 0.02,
-    torch.bfloat16: 0.05,
-}  # of the scores' standard deviation
+# Of the scores' standard deviation, by the type that is computed in.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.05}
+PRECISION = {"highest": 0.0, "high": 0.01, "medium": 0.05}  # by `torch.get_float32_matmul_precision()`
 DISTANCE = re.compile("window|chunk|local|span|block_size|floor_scale")  # settings that are a number of columns
 
 
@@ -60,16 +57,10 @@ def settings(model: Any, columns: int, shortest: int) -> Trust:
             return Trust(f"the rotary embedding (dynamic NTK) changes with every token beyond {min(bound, limit)}")
     if not rotary and columns > limit - 2:
         return Trust(f"the model has {limit} positions, and {columns} columns are asked for")
-    known = getattr(config, "layer_types", None)
+    full = set(getattr(config, "layer_types", None) or ["unknown"]) == {"full_attention"}
     for name, value in vars(config).items():
-        if (
-            not DISTANCE.search(name)
-            or re.search("layers|expert|pattern", name)
-            or not isinstance(value, int)
-            or isinstance(value, bool)
-        ):
-            continue
-        if 0 < value < columns and (name == "floor_scale" or not known):
+        distance = DISTANCE.search(name) and not re.search("layers|expert|pattern", name) and type(value) is int
+        if distance and 0 < value < columns and (name == "floor_scale" or not full):
             return Trust(rows=f"the model measures distances in columns of its cache ({name} = {value})")
     return Trust()
 
@@ -82,9 +73,9 @@ def _rotary(parameters: Any) -> Iterator[dict[str, Any]]:
             yield from _rotary(value)
 
 
-def knows_rows(model: Any) -> bool:
-    """Whether hooks change what parts of the model are given: they may know the rows of the batch (PEFT's `adapter_names`)."""
-    return any(module._forward_pre_hooks_with_kwargs for module in model.modules() if module is not model)
+def hooked(model: Any) -> bool:
+    """Whether there are hooks: they may know the rows of the batch, as those of PEFT's `adapter_names` do."""
+    return any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
 
 
 _KNOWN: "weakref.WeakKeyDictionary[Any, dict[Any, Trust]]" = weakref.WeakKeyDictionary()
@@ -100,10 +91,14 @@ def tried(model: Any, prompt: Prompt, extra: dict[str, Any], padded: bool | None
         padded: whether there is padding, as in the prompt if None: without it models take other ways (no mask, another attention).
     """
     padded = prompt.padded if padded is None else padded
-    batch = len(prompt.ids) if knows_rows(model) else 0
-    modules = tuple(type(module) for module in model.modules())
-    prepare = getattr(model.prepare_inputs_for_generation, "__func__", model.prepare_inputs_for_generation)
-    how = model.config.to_json_string(), model.training, model.dtype, model.device, repr(sorted(extra.items()))
+    batch = len(prompt.ids) if hooked(model) else 0
+    modules = tuple(
+        (type(m), tuple(m._forward_pre_hooks), tuple(m._forward_hooks), id(vars(m).get("forward")))
+        for m in model.modules()
+    )
+    prepare = model.prepare_inputs_for_generation  # PEFT puts its own in place
+    prepare = getattr(prepare, "__module__", ""), getattr(prepare, "__qualname__", repr(type(prepare)))
+    how = model.config.to_json_string(), model.training, _computes_in(model), model.device, repr(sorted(extra.items()))
     key = modules, prepare, how, batch, padded
     known = _KNOWN.setdefault(model, {})
     if key not in known:
@@ -115,8 +110,7 @@ def tried(model: Any, prompt: Prompt, extra: dict[str, Any], padded: bool | None
 
 @torch.no_grad()
 def _try(model: Any, prompt: Prompt, extra: dict[str, Any], batch: int, padded: bool) -> Trust:
-    tokens = max(prompt.tokens(), key=len)[:MOST]
-    tokens = (tokens * LEAST)[: max(LEAST, len(tokens))]
+    tokens = _tokens(model, prompt)
     columns, device = len(tokens), prompt.ids.device
     ends = tokens[-BEHIND:] if not padded else [prompt.pad(model.config)] * BEHIND
     ids = torch.tensor([tokens, ends + tokens[:-BEHIND]], device=device)
@@ -136,18 +130,25 @@ def _try(model: Any, prompt: Prompt, extra: dict[str, Any], batch: int, padded: 
             slots.record()
             reader.read(wrong, columns - BEHIND - 1, BEHIND + 1, 1)
         found = reader.read(wrong, columns - 2, 2 + BEHIND, 2 + BEHIND)[:, :2]
-        if not _close(found, expected[:, -2:], model.dtype):
+        if not _close(found, expected[:, -2:], _computes_in(model)):
             mode = " (it is in training mode: call model.eval())" if model.training else ""
             return Trust(
                 f"{type(model).__name__} gives other scores for a window of tokens than for one token after the other{mode}"
             )
+        alone = reader.read(wrong, columns - 1, 1, 1)
+        if not _close(alone, expected[:, -1:], _computes_in(model)):
+            return Trust(
+                f"{type(model).__name__} gives other scores for a token alone than for the same one among others"
+            )
         if batch:
-            return Trust(rows="hooks on parts of the model know the rows of the batch")
+            return Trust(rows="the model has hooks, which may know the rows of the batch")
         if slots.aligned:
             return Trust()
         slots.spread()
         found = reader.read(wrong, torch.tensor([columns - 1, columns - 1 - BEHIND]), BEHIND + 1, BEHIND + 1)
-        same = _close(found[0, 0], expected[0, -1], model.dtype) and _close(found[1], expected[1], model.dtype)
+        same = _close(found[0, 0], expected[0, -1], _computes_in(model)) and _close(
+            found[1], expected[1], _computes_in(model)
+        )
     except NotImplementedError:
         raise
     except torch.OutOfMemoryError:
@@ -159,11 +160,25 @@ def _try(model: Any, prompt: Prompt, extra: dict[str, Any], batch: int, padded: 
     return Trust() if same else Trust(rows="the model counts the columns of its cache, or ignores position_ids")
 
 
+def _tokens(model: Any, prompt: Prompt) -> list[int]:
+    """Different tokens, of the prompt first: among equal ones no mistake would be seen."""
+    configs = vars(model.config) | vars(model.config.get_text_config(decoder=True))
+    special = {value for name, value in configs.items() if "token" in name and type(value) is int}
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    others = (number for start in range(37) for number in range(start, vocabulary, 37) if number not in special)
+    own = dict.fromkeys(max(prompt.tokens(), key=len, default=[])[:MOST])
+    found = [*own, *islice((number for number in others if number not in own), max(0, LEAST - len(own)))]
+    return (found * LEAST)[: max(LEAST, len(found))]
+
+
+def _computes_in(model: Any) -> torch.dtype:
+    device = model.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
+
+
 def _close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
     """Whether scores are the same but for rounding."""
-    tolerance = TOLERANCE.get(dtype, 0.05)
-    if found.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
-        tolerance = max(tolerance, 0.01)
+    tolerance = max(TOLERANCE.get(dtype, 0.05), PRECISION[torch.get_float32_matmul_precision()])
     real = expected.abs() < 1e4  # some models mask a part of their vocabulary
     found, expected = found[real], expected[real]
     return bool((found - expected).square().mean().sqrt() <= tolerance * expected.std())

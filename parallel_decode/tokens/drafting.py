@@ -32,6 +32,7 @@ class Drafting:
         prompts: the tokens of each row, without padding.
         length: L.
         couples: whether tokens are chosen by a coupling; drafts are for fresh positions alone then, unless the guess says otherwise.
+        vocabulary: how many tokens there are; None if that is not known.
 
     Attributes:
         texts: of each row, the prompt and what is final.
@@ -42,8 +43,10 @@ class Drafting:
         ValueError: drafts that would bias the samples of a coupling.
     """
 
-    def __init__(self, guess: Guess, prompts: Sequence[Row], length: int, couples: bool = False) -> None:
-        self.guess, self.length = guess, length
+    def __init__(
+        self, guess: Guess, prompts: Sequence[Row], length: int, couples: bool = False, vocabulary: int | None = None
+    ) -> None:
+        self.guess, self.length, self.vocabulary = guess, length, vocabulary
         self.texts = [list(text) for text in prompts]
         self.kinds: list[int | None] = [0] * len(prompts)
         self.outcomes: list[Outcome] = []
@@ -99,7 +102,11 @@ class Drafting:
         self.kinds[row] = None
 
     def write(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Write drafts beyond what is final, into the iterate (B, L); returns the rows and positions that got one, if any did."""
+        """Write drafts beyond what is final, into the iterate (B, L); returns the rows and positions that got one, if any did.
+
+        Raises:
+            ValueError: a draft has a token that there is not.
+        """
         fronts = {row: self.final(row) for row in self.going() if self.final(row) < self.length}
         least, most = min(fronts.values(), default=0), max((self._reached[row] for row in fronts), default=0)
         held = x[:, least:most].tolist() if self._fresh or self.guess.recycles else [[]] * len(x)
@@ -119,8 +126,13 @@ class Drafting:
         if not drafts:
             return None
         lengths = np.array([len(draft) for draft in drafts])
+        drafted = np.concatenate(drafts)
+        if drafted.min() < 0 or (self.vocabulary is not None and drafted.max() >= self.vocabulary):
+            raise ValueError(
+                f"the guess drafted tokens from {drafted.min()} to {drafted.max()}, expected 0 to {self.vocabulary or '...'} - 1"
+            )
         shifts = np.repeat(firsts - lengths.cumsum() + lengths, lengths)
-        at = np.stack([np.repeat(rows, lengths), shifts + np.arange(len(shifts)), np.concatenate(drafts)])
+        at = np.stack([np.repeat(rows, lengths), shifts + np.arange(len(shifts)), drafted])
         where, positions, tokens = torch.from_numpy(at).to(x.device)
         x[where, positions] = tokens
         return where, positions
