@@ -21,8 +21,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import parallel_decode as pd
 from parallel_decode.adapters.causal_lm import Adaptive, parallel_generate
-from parallel_decode.adapters.causal_lm.prompt import Prompt
-from parallel_decode.adapters.causal_lm.trial import tried
 from parallel_decode.adapters.tarflow.bench.record import write
 
 PROMPT, SHORT = 128, 48  # tokens of a prompt; of a short run
@@ -117,6 +115,9 @@ def _forwards(model: Any, method: Callable[[], Any]) -> int:
 
 def trial(model: Any, ids: Tensor, length: int) -> float:
     """What trying the model costs, at its first call alone, as a share of what `generate` takes for one prompt."""
+    from parallel_decode.adapters.causal_lm.prompt import Prompt
+    from parallel_decode.adapters.causal_lm.trial import tried
+
     options = {"do_sample": False, "max_new_tokens": length, "eos_token_id": None, "pad_token_id": 0}
     shares = []
     for _ in range(7):

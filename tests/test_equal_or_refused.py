@@ -2,7 +2,7 @@
 
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -226,11 +226,23 @@ def test_rotary_embeddings_that_change_with_the_length(kind: str, batch: int) ->
     model.eval()
     options = {**prompts(batch), "do_sample": False, "max_new_tokens": 20, "pad_token_id": PAD, "eos_token_id": [3, 4]}
     for own in WINDOWS.values():
-        with pytest.warns(UserWarning, match="rotary embedding"):
-            expected, found = both(model, options, **own)
+        report: dict[str, Any] = {}
+        expected, found = both(model, options, report=report, **own)
         assert torch.equal(expected, found)
-    expected, found = both(model, options | {"max_new_tokens": 8}, **WINDOWS["windows"])  # all before the change
-    assert torch.equal(expected, found)
+    truth = model.generate(**options | {"eos_token_id": None})
+
+    def knows(text: Sequence[int], most: int) -> Sequence[int]:
+        line = truth[0].tolist()
+        return line[len(text) : len(text) + most] if line[: len(text)] == list(text) else []
+
+    more = options | {"eos_token_id": None, "custom_generate": parallel_generate, "report": report}
+    if batch == 1:
+        found = model.generate(**more, schedule=pd.Sliding(20), guess=knows)
+        assert torch.equal(found, truth)
+        assert report["forwards"] == 1 + 11 + (kind == "dynamic")  # columns 0 to 19 at once, and 11 after the change
+    with pytest.warns(UserWarning, match="rotary embedding"):
+        found = model.generate(**more, schedule=pd.Jacobi(freeze=False))
+    assert torch.equal(found, truth)
 
 
 def test_distances_in_columns_of_the_cache_beyond_the_trial() -> None:
@@ -261,9 +273,13 @@ def test_a_text_may_end_before_the_model_has_no_positions_left() -> None:
         "eos_token_id": list(range(24)),
     }
     expected = model.generate(**options)
-    with pytest.warns(UserWarning, match="the model has 32 positions"):
-        found = model.generate(**options, custom_generate=parallel_generate, schedule=pd.Sliding(16), guess="last")
-    assert torch.equal(expected, found)
+    for own in WINDOWS.values():
+        assert torch.equal(expected, model.generate(**options, custom_generate=parallel_generate, **own))
+    assert expected.shape[1] < 32
+    options["eos_token_id"] = None
+    for own in ({}, {"custom_generate": parallel_generate, "schedule": pd.Sliding(16)}):
+        with pytest.raises(IndexError):
+            model.generate(**options, **own)
 
 
 @pytest.mark.filterwarnings("ignore:.*quantize:UserWarning", "ignore:torch.ao.quantization:DeprecationWarning")

@@ -16,6 +16,7 @@ from parallel_decode.adapters.causal_lm.arguments import (
     refuse,
     streamer_of_generate,
 )
+from parallel_decode.adapters.causal_lm.bounded import Until
 from parallel_decode.adapters.causal_lm.stopping import Generation, longest
 from parallel_decode.schedules import Schedule, Sequential
 from parallel_decode.selective import Selective, as_schedule
@@ -102,6 +103,10 @@ def parallel_generate(
         if why := _one_by_one(system, chosen):
             warnings.warn(f"{why}: tokens are decoded one by one", stacklevel=2)
             chosen = Sequential()
+        elif system.reach < system.length and isinstance(chosen, Schedule):
+            chosen = Until(
+                tol=chosen.tol, start=chosen.start, correction=chosen.correction, schedule=chosen, end=system.reach
+            )
         if stream is not None:
             stream.put(input_ids.cpu())
         try:
@@ -181,7 +186,12 @@ def _one_by_one(system: Generation, schedule: Schedule | Selective) -> str:
             f"{', '.join(names)} may have a state (a processor of your own that is a function of a row's tokens and logits says so by an attribute "
             "is_pure = True)"
         )
-    return "" if isinstance(schedule, Sequential) else system.trust.windows
+    if isinstance(schedule, Sequential):
+        return ""
+    bounded = system.reach < system.length and (
+        system.reach < 2 or not isinstance(schedule, Schedule) or not schedule.freezes
+    )
+    return system.trust.windows or (system.trust.rows if bounded else "")
 
 
 def _left(system: Generation, x: Tensor, length: int) -> Any:

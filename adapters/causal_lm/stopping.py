@@ -50,13 +50,15 @@ class Generation(CausalLM):
 
     def after_pass(self, x: Tensor, fronts: Tensor) -> Tensor:
         fronts = self._in_step(self._sound(fronts))
-        self._take_scores(int(fronts.min()))
+        if any(self.keep):
+            self._take_scores(int(fronts.min()))
         return super().after_pass(x, fronts)
 
     def _in_step(self, fronts: Tensor) -> Tensor:
         """All rows at the front of the slowest, if there are criteria: they see all rows at one position, and may end a row there."""
-        at_work = fronts[~self.ended]
-        return torch.where(self.ended, fronts, at_work.min()) if self.criteria and len(at_work) else fronts
+        if not self.criteria or bool(self.ended.all()):
+            return fronts
+        return torch.where(self.ended, fronts, fronts[~self.ended].min())
 
     def _end_rows(self, x: Tensor, fronts: Tensor, new: dict[int, int]) -> Tensor:
         fronts = fronts.clone()
@@ -68,7 +70,7 @@ class Generation(CausalLM):
                     self._stop(x, fronts, row, self.drafting.final(row) + at + 1 - len(text))
         self._check(x, fronts)
         held = self._in_step(fronts)
-        for row in (held < fronts).nonzero()[:, 0].tolist():
+        for row in () if held is fronts else (held < fronts).nonzero()[:, 0].tolist():
             self.drafting.cut(row, int(held[row]))
         fronts = held
         if bool((self.lengths < self.length).all()) and int(fronts.min()) >= int(self.lengths.max()):

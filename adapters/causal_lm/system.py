@@ -134,8 +134,14 @@ class CausalLM(TriangularSystem):
 
     @cached_property
     def trust(self) -> Trust:
-        found = self.limits if self.limits.windows else tried(self.model, self.prompt, self.extra, self.layout.padded)
-        return found if found.windows or found.rows else self.limits
+        found = tried(self.model, self.prompt, self.extra, self.layout.padded)
+        return found._replace(rows=found.rows or self.limits.rows, until=self.limits.until)
+
+    @property
+    def reach(self) -> int:
+        """The position before which windows have to end: the column before it is the last that they may read."""
+        until = self.limits.until
+        return self.length if until is None else max(0, min(self.length, until - self.layout.columns + 1))
 
     @property
     def length(self) -> int:
@@ -161,9 +167,8 @@ class CausalLM(TriangularSystem):
         fronts = self._sound(fronts)
         new = self.drafting.accept(x, fronts.tolist(), self.starts.tolist(), self.width)
         fronts = self._end_rows(x, fronts, new)
-        written = self.drafting.write(x)
-        if written is not None and self.choice.couples:
-            self.guessed[written] = True
+        for row, positions in self.drafting.write(x):
+            self.guessed[row, positions.start : positions.stop] = True
         return fronts
 
     def _sound(self, fronts: Tensor) -> Tensor:
@@ -184,7 +189,7 @@ class CausalLM(TriangularSystem):
         self.drafting.end(row)
 
     def select(self, rows: Tensor) -> "CausalLM | None":
-        if self.processors.lockstep or self.slots.static or self.limits.windows or hooked(self.model):
+        if self.processors.lockstep or self.slots.static or self.limits.until is not None or hooked(self.model):
             return None
         host, subset = rows.cpu(), copy.copy(self)
         both = torch.cat([rows, rows + len(self.rows)]) if self.guidance else rows
@@ -206,10 +211,10 @@ class CausalLM(TriangularSystem):
 
     @torch.no_grad()
     def evaluate(self, x: Tensor, window: Window) -> Tensor:
-        if len(window.positions) > 1 and self.trust.windows:
-            raise NotImplementedError(f"{self.trust.windows}: use schedule='sequential'")
-        claim_of(self.cache)
         before, start, last = self.layout.columns, window.positions.start, window.positions[-1]
+        if last > start and (self.trust.windows or last >= self.reach):
+            raise NotImplementedError(f"{self.trust.windows or self.trust.rows}: use schedule='sequential'")
+        claim_of(self.cache)
         changed = before + min(window.changed_from, start - 1)  # the first column to be read, if it is there at all
         if self.slots.aligned and not self.slots.records and len(window.positions) > 1:
             if not self.slots.filled and before > 1:  # while nothing is recorded a long prompt takes less memory

@@ -3,7 +3,6 @@
 The trial is four forwards over a few tokens of the user's own prompt, once for a model. What a short prompt cannot show is read off the configuration.
 """
 
-import math
 import re
 import weakref
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from parallel_decode.adapters.causal_lm.cache import Slots
 from parallel_decode.adapters.causal_lm.prompt import Prompt
 from parallel_decode.adapters.causal_lm.reader import Reader
 
-LEAST, MOST = 12, 32  # tokens of the trial's prompt
+TOKENS = 12  # of the trial's prompt
 BEHIND = 4  # columns by which one row is behind the other
 # Of the scores' standard deviation, by the type that is computed in.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.05}
@@ -32,10 +31,12 @@ class Trust(NamedTuple):
     Attributes:
         windows: read several tokens at once.
         rows: read each row of a batch at a column of its own.
+        until: the number of columns within which windows have to stay, if there is one; `rows` says why.
     """
 
     windows: str = ""
     rows: str = ""
+    until: int | None = None
 
 
 def settings(model: Any, columns: int, shortest: int) -> Trust:
@@ -48,15 +49,16 @@ def settings(model: Any, columns: int, shortest: int) -> Trust:
     """
     config = model.config.get_text_config(decoder=True)
     rotary = list(_rotary(getattr(config, "rope_parameters", None)))
-    limit = getattr(config, "max_position_embeddings", None) or math.inf
+    limit = getattr(config, "max_position_embeddings", None) or columns + 2
     for rope in rotary:
         bound = rope.get("original_max_position_embeddings") or limit
         if rope.get("rope_type") == "longrope" and shortest <= bound + 1 and columns > bound:
-            return Trust(f"the rotary embedding (longrope) changes at {bound} tokens, and {columns} are asked for")
-        if "dynamic" in str(rope.get("rope_type")) and columns > min(bound, limit):
-            return Trust(f"the rotary embedding (dynamic NTK) changes with every token beyond {min(bound, limit)}")
+            return Trust(rows=f"the rotary embedding (longrope) changes at {bound} tokens", until=bound)
+        if "dynamic" in str(rope.get("rope_type")) and columns > (bound := min(bound, limit)):
+            reason = f"the rotary embedding (dynamic NTK) changes with every token beyond {bound}"
+            return Trust(rows=reason, until=bound - 1)  # a forward that is shorter than the bound puts it back
     if not rotary and columns > limit - 2:
-        return Trust(f"the model has {limit} positions, and {columns} columns are asked for")
+        return Trust(rows=f"the model has {limit} positions", until=limit - 2)
     full = set(getattr(config, "layer_types", None) or ["unknown"]) == {"full_attention"}
     for name, value in vars(config).items():
         distance = DISTANCE.search(name) and not re.search("layers|expert|pattern", name) and type(value) is int
@@ -166,9 +168,9 @@ def _tokens(model: Any, prompt: Prompt) -> list[int]:
     special = {value for name, value in configs.items() if "token" in name and type(value) is int}
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     others = (number for start in range(37) for number in range(start, vocabulary, 37) if number not in special)
-    own = dict.fromkeys(max(prompt.tokens(), key=len, default=[])[:MOST])
-    found = [*own, *islice((number for number in others if number not in own), max(0, LEAST - len(own)))]
-    return (found * LEAST)[: max(LEAST, len(found))]
+    own = dict.fromkeys(max(prompt.tokens(), key=len, default=[])[: 2 * TOKENS])
+    found = [*own, *islice((number for number in others if number not in own), TOKENS)]
+    return (found * TOKENS)[:TOKENS]
 
 
 def _computes_in(model: Any) -> torch.dtype:

@@ -7,7 +7,6 @@ import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -101,41 +100,35 @@ class Drafting:
         """A row goes on no longer."""
         self.kinds[row] = None
 
-    def write(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Write drafts beyond what is final, into the iterate (B, L); returns the rows and positions that got one, if any did.
+    def write(self, x: Tensor) -> list[tuple[int, range]]:
+        """Write drafts beyond what is final, into the iterate (B, L); returns the rows that got one, and where.
 
         Raises:
             ValueError: a draft has a token that there is not.
         """
         fronts = {row: self.final(row) for row in self.going() if self.final(row) < self.length}
-        least, most = min(fronts.values(), default=0), max((self._reached[row] for row in fronts), default=0)
-        held = x[:, least:most].tolist() if self._fresh or self.guess.recycles else [[]] * len(x)
-        rows, firsts, drafts = [], [], []
+        host = x.cpu().numpy()  # the same memory, if it is there already
+        written = []
         for row, front in fronts.items():
-            predicted = held[row][front - least : max(0, self._reached[row] - least)]
+            reads = self._fresh or self.guess.recycles
+            predicted = host[row, front : self._reached[row]].tolist() if reads else []
             if predicted and self.guess.recycles:
                 self.guess.refused(self._numbers[row], self.texts[row], predicted)
             ahead = predicted if self._fresh else []
             first, room = front + len(ahead), min(MOST, self.length - front) - len(ahead)
             found, kind = self.guess.draft(self._numbers[row], self.texts[row], ahead, room) if room > 0 else ([], 0)
             self.kinds[row], self._drafted[row] = (0, 0) if ahead else (kind, len(found))
-            if found:
-                rows.append(row)
-                firsts.append(first)
-                drafts.append(found)
-        if not drafts:
-            return None
-        lengths = np.array([len(draft) for draft in drafts])
-        drafted = np.concatenate(drafts)
-        if drafted.min() < 0 or (self.vocabulary is not None and drafted.max() >= self.vocabulary):
-            raise ValueError(
-                f"the guess drafted tokens from {drafted.min()} to {drafted.max()}, expected 0 to {self.vocabulary or '...'} - 1"
-            )
-        shifts = np.repeat(firsts - lengths.cumsum() + lengths, lengths)
-        at = np.stack([np.repeat(rows, lengths), shifts + np.arange(len(shifts)), drafted])
-        where, positions, tokens = torch.from_numpy(at).to(x.device)
-        x[where, positions] = tokens
-        return where, positions
+            if not found:
+                continue
+            if min(found) < 0 or (self.vocabulary is not None and max(found) >= self.vocabulary):
+                raise ValueError(
+                    f"the guess drafted tokens from {min(found)} to {max(found)}, expected 0 to {self.vocabulary or '...'} - 1"
+                )
+            host[row, first : first + len(found)] = found
+            written.append((row, range(first, first + len(found))))
+        if written and x.device.type != "cpu":
+            x.copy_(torch.from_numpy(host))
+        return written
 
     def select(self, rows: list[int]) -> "Drafting":
         """The same for some rows."""
