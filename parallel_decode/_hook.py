@@ -28,7 +28,8 @@ def after_pass(rows: Rows, fronts: Fronts, accepted: Accepted, acceptance: Accep
     proposed = torch.full((len(x),), accepted.fronts) if isinstance(accepted.fronts, int) else accepted.fronts
     before = x.clone() if acceptance.watches else None
     returned = system.after_pass(x, proposed.clone())
-    as_proposed = isinstance(returned, Tensor) and returned.dtype == proposed.dtype and torch.equal(returned, proposed)
+    alike = isinstance(returned, Tensor) and (returned.dtype, returned.device) == (proposed.dtype, proposed.device)
+    as_proposed = alike and torch.equal(returned, proposed)
     if not as_proposed:
         _check(returned, proposed, fronts, type(system).__name__)
     held = not as_proposed and bool((returned < proposed).any())

@@ -283,14 +283,34 @@ def test_a_text_may_end_before_the_model_has_no_positions_left() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*quantize:UserWarning", "ignore:torch.ao.quantization:DeprecationWarning")
-def test_a_quantised_model_is_decoded_as_it_rounds() -> None:
-    """Dynamic int8 quantisation scales each forward's activations by their largest: a window of tokens is another thing."""
+@pytest.mark.parametrize("schedule", ["sequential", "windows"])
+@pytest.mark.parametrize("more", [{}, {"guidance_scale": 1.5}], ids=str)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_quantised_model_is_decoded_as_it_rounds(batch: int, more: dict[str, Any], schedule: str) -> None:
+    """Dynamic int8 quantisation scales each forward's activations by their largest: with other tokens, or other rows, a token is another thing."""
     quantize: Any = torch.ao.quantization.quantize_dynamic
-    quantised = quantize(make("Llama"), {torch.nn.Linear}, dtype=torch.qint8)
-    options = {**prompts(1), "do_sample": False, "max_new_tokens": 16, "pad_token_id": PAD}
-    with pytest.warns(UserWarning, match="other scores for a window"):
-        found = quantised.generate(**options, custom_generate=parallel_generate, schedule=pd.Sliding(6))
-    assert torch.equal(found, quantised.generate(**options))
+    model = quantize(make("Llama"), {torch.nn.Linear}, dtype=torch.qint8)
+    options = {**prompts(batch), "do_sample": False, "max_new_tokens": 24, "pad_token_id": PAD, **more}
+    own = {
+        "custom_generate": parallel_generate,
+        "schedule": "sequential" if schedule == "sequential" else pd.Sliding(6),
+    }
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = model.generate(**options, **own)
+    one_by_one = [str(w.message) for w in caught if "one by one" in str(w.message)]
+    assert len(one_by_one) == (schedule == "windows" or "guidance_scale" in more)
+    assert torch.equal(found, model.generate(**options))
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize:UserWarning", "ignore:torch.ao.quantization:DeprecationWarning")
+def test_rows_of_a_quantised_model_stay_together() -> None:
+    quantize: Any = torch.ao.quantization.quantize_dynamic
+    model = quantize(make("Llama"), {torch.nn.Linear}, dtype=torch.qint8)
+    ids = torch.randint(2, V, (6, 12), generator=torch.Generator().manual_seed(1))
+    options = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": 60}
+    expected, found = both(model, options | {"pad_token_id": PAD, "eos_token_id": [3, 4, 5]}, schedule="sequential")
+    assert torch.equal(expected, found) and bool((expected[:, -1] == PAD).any()), "no row ended before the others"
 
 
 def test_a_model_in_training_mode() -> None:

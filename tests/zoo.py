@@ -259,7 +259,7 @@ def outcome(name: str) -> tuple[str, str]:
     if reasons:
         return "one by one", reasons[0]
     system = pd.adapters.causal_lm.CausalLM(model, prompts(3)["input_ids"], 4)  # type: ignore[attr-defined]
-    return ("equal", "") if system.ragged else ("in step", system.trust.rows or "layers of a sliding window")
+    return ("equal", "") if system.ragged else ("in step", system.trust.no_rows or "layers of a sliding window")
 
 
 def table(outcomes: dict[str, tuple[str, str]]) -> str:

@@ -103,7 +103,8 @@ def processors_and_guidance(
         longer = guidance.ids.shape[1] > ids.shape[1]
         held = cache is not None and cache.get_seq_length() > 0
         narrow = longer and (returned or isinstance(cache, StaticCache))
-        if held or narrow or others_given or tried(model, Prompt(ids, 0), {}, True).rows:
+        trust = tried(model, Prompt(ids, 0), {}, padded=True)
+        if held or narrow or others_given or trust.no_windows or trust.no_rows:
             return Processors(logits_processor), None
     return Processors(others), guidance
 

@@ -191,7 +191,7 @@ def _one_by_one(system: Generation, schedule: Schedule | Selective) -> str:
     bounded = system.reach < system.length and (
         system.reach < 2 or not isinstance(schedule, Schedule) or not schedule.freezes
     )
-    return system.trust.windows or (system.trust.rows if bounded else "")
+    return system.trust.no_windows or (system.trust.no_rows if bounded else "")
 
 
 def _left(system: Generation, x: Tensor, length: int) -> Any:

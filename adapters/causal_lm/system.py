@@ -135,7 +135,7 @@ class CausalLM(TriangularSystem):
     @cached_property
     def trust(self) -> Trust:
         found = tried(self.model, self.prompt, self.extra, self.layout.padded)
-        return found._replace(rows=found.rows or self.limits.rows, until=self.limits.until)
+        return found._replace(no_rows=found.no_rows or self.limits.no_rows, until=self.limits.until)
 
     @property
     def reach(self) -> int:
@@ -149,7 +149,7 @@ class CausalLM(TriangularSystem):
 
     @property
     def ragged(self) -> bool:  # type: ignore[override]
-        return not (self.slots.aligned or self.processors.lockstep or self.trust.windows or self.trust.rows)
+        return not (self.slots.aligned or self.processors.lockstep or self.trust.no_windows or self.trust.no_rows)
 
     @property
     def cost_key(self) -> Any:  # type: ignore[override]
@@ -191,6 +191,8 @@ class CausalLM(TriangularSystem):
     def select(self, rows: Tensor) -> "CausalLM | None":
         if self.processors.lockstep or self.slots.static or self.limits.until is not None or hooked(self.model):
             return None
+        if self.trust.no_windows:  # what a row gives may depend on the others, as it depends on the other tokens
+            return None
         host, subset = rows.cpu(), copy.copy(self)
         both = torch.cat([rows, rows + len(self.rows)]) if self.guidance else rows
         self.slots.select(both)
@@ -212,8 +214,8 @@ class CausalLM(TriangularSystem):
     @torch.no_grad()
     def evaluate(self, x: Tensor, window: Window) -> Tensor:
         before, start, last = self.layout.columns, window.positions.start, window.positions[-1]
-        if last > start and (self.trust.windows or last >= self.reach):
-            raise NotImplementedError(f"{self.trust.windows or self.trust.rows}: use schedule='sequential'")
+        if last > start and (self.trust.no_windows or last >= self.reach):
+            raise NotImplementedError(f"{self.trust.no_windows or self.trust.no_rows}: use schedule='sequential'")
         claim_of(self.cache)
         changed = before + min(window.changed_from, start - 1)  # the first column to be read, if it is there at all
         if self.slots.aligned and not self.slots.records and len(window.positions) > 1:

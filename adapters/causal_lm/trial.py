@@ -6,6 +6,7 @@ The trial is four forwards over a few tokens of the user's own prompt, once for 
 import re
 import weakref
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -29,13 +30,13 @@ class Trust(NamedTuple):
     """What a model cannot do, and why; empty for what it can.
 
     Attributes:
-        windows: read several tokens at once.
-        rows: read each row of a batch at a column of its own.
-        until: the number of columns within which windows have to stay, if there is one; `rows` says why.
+        no_windows: why it cannot read several tokens at once.
+        no_rows: why it cannot read each row of a batch at a column of its own.
+        until: the number of columns within which windows have to stay, if there is one; `no_rows` says why.
     """
 
-    windows: str = ""
-    rows: str = ""
+    no_windows: str = ""
+    no_rows: str = ""
     until: int | None = None
 
 
@@ -53,17 +54,17 @@ def settings(model: Any, columns: int, shortest: int) -> Trust:
     for rope in rotary:
         bound = rope.get("original_max_position_embeddings") or limit
         if rope.get("rope_type") == "longrope" and shortest <= bound + 1 and columns > bound:
-            return Trust(rows=f"the rotary embedding (longrope) changes at {bound} tokens", until=bound)
+            return Trust(no_rows=f"the rotary embedding (longrope) changes at {bound} tokens", until=bound)
         if "dynamic" in str(rope.get("rope_type")) and columns > (bound := min(bound, limit)):
             reason = f"the rotary embedding (dynamic NTK) changes with every token beyond {bound}"
-            return Trust(rows=reason, until=bound - 1)  # a forward that is shorter than the bound puts it back
+            return Trust(no_rows=reason, until=bound - 1)  # a forward that is shorter than the bound puts it back
     if not rotary and columns > limit - 2:
-        return Trust(rows=f"the model has {limit} positions", until=limit - 2)
+        return Trust(no_rows=f"the model has {limit} positions", until=limit - 2)
     full = set(getattr(config, "layer_types", None) or ["unknown"]) == {"full_attention"}
     for name, value in vars(config).items():
         distance = DISTANCE.search(name) and not re.search("layers|expert|pattern", name) and type(value) is int
         if distance and 0 < value < columns and (name == "floor_scale" or not full):
-            return Trust(rows=f"the model measures distances in columns of its cache ({name} = {value})")
+            return Trust(no_rows=f"the model measures distances in columns of its cache ({name} = {value})")
     return Trust()
 
 
@@ -112,6 +113,7 @@ def tried(model: Any, prompt: Prompt, extra: dict[str, Any], padded: bool | None
 
 @torch.no_grad()
 def _try(model: Any, prompt: Prompt, extra: dict[str, Any], batch: int, padded: bool) -> Trust:
+    name, close = type(model).__name__, partial(_close, dtype=_computes_in(model))
     tokens = _tokens(model, prompt)
     columns, device = len(tokens), prompt.ids.device
     ends = tokens[-BEHIND:] if not padded else [prompt.pad(model.config)] * BEHIND
@@ -132,34 +134,25 @@ def _try(model: Any, prompt: Prompt, extra: dict[str, Any], batch: int, padded: 
             slots.record()
             reader.read(wrong, columns - BEHIND - 1, BEHIND + 1, 1)
         found = reader.read(wrong, columns - 2, 2 + BEHIND, 2 + BEHIND)[:, :2]
-        if not _close(found, expected[:, -2:], _computes_in(model)):
+        if not close(found, expected[:, -2:]):
             mode = " (it is in training mode: call model.eval())" if model.training else ""
-            return Trust(
-                f"{type(model).__name__} gives other scores for a window of tokens than for one token after the other{mode}"
-            )
-        alone = reader.read(wrong, columns - 1, 1, 1)
-        if not _close(alone, expected[:, -1:], _computes_in(model)):
-            return Trust(
-                f"{type(model).__name__} gives other scores for a token alone than for the same one among others"
-            )
+            return Trust(f"{name} gives other scores for a window of tokens than for one token after the other{mode}")
+        if not close(reader.read(wrong, columns - 1, 1, 1), expected[:, -1:]):
+            return Trust(f"{name} gives other scores for a token alone than for the same one among others")
         if batch:
-            return Trust(rows="the model has hooks, which may know the rows of the batch")
+            return Trust(no_rows="the model has hooks, which may know the rows of the batch")
         if slots.aligned:
             return Trust()
         slots.spread()
         found = reader.read(wrong, torch.tensor([columns - 1, columns - 1 - BEHIND]), BEHIND + 1, BEHIND + 1)
-        same = _close(found[0, 0], expected[0, -1], _computes_in(model)) and _close(
-            found[1], expected[1], _computes_in(model)
-        )
-    except NotImplementedError:
-        raise
-    except torch.OutOfMemoryError:
+        same = close(found[0, 0], expected[0, -1]) and close(found[1], expected[1])
+    except (NotImplementedError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         raise NotImplementedError(
-            f"{type(model).__name__} could not read a window of tokens over its cache ({type(error).__name__}: {error}); use generate without custom_generate"
+            f"{name} could not read a window of tokens over its cache ({type(error).__name__}: {error}); use generate without custom_generate"
         ) from error
-    return Trust() if same else Trust(rows="the model counts the columns of its cache, or ignores position_ids")
+    return Trust() if same else Trust(no_rows="the model counts the columns of its cache, or ignores position_ids")
 
 
 def _tokens(model: Any, prompt: Prompt) -> list[int]:
