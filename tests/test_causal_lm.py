@@ -23,6 +23,7 @@ from parallel_decode.adapters.causal_lm.stopping import Generation
 from parallel_decode.schedules import Schedule
 from parallel_decode.testing import check_system
 from parallel_decode.tokens import Choice, Gumbel, Maximal, Speculative
+from tests import zoo
 
 V, PAD = 48, 0
 hf: Any = transformers
@@ -60,12 +61,7 @@ def make(name: str) -> Any:
 
 
 def prompts(batch: int) -> dict[str, Tensor]:
-    ids = torch.randint(2, V, (batch, 12), generator=torch.Generator().manual_seed(1))
-    ids[:, 6:12] = ids[:, :6]  # something to look up
-    mask = torch.ones_like(ids)
-    for row in range(batch):
-        mask[row, : 3 * row] = 0
-    return {"input_ids": ids.masked_fill(mask == 0, PAD), "attention_mask": mask}
+    return zoo.prompts(batch, 2, V)
 
 
 class Third(StoppingCriteria):

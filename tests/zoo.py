@@ -193,9 +193,9 @@ def build(name: str) -> Any:
     return model_class(small(model_class.config_class)).eval()
 
 
-def prompts(batch: int) -> dict[str, Tensor]:
+def prompts(batch: int, least: int = 3, vocabulary: int = V) -> dict[str, Tensor]:
     """Prompts of 12 tokens and fewer, with something to look up, padded on the left."""
-    ids = torch.randint(3, V, (batch, 12), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(least, vocabulary, (batch, 12), generator=torch.Generator().manual_seed(1))
     ids[:, 6:] = ids[:, :6]
     mask = torch.ones_like(ids)
     for row in range(batch):
