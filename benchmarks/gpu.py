@@ -23,7 +23,7 @@ import parallel_decode as pd
 from paper_repro.train import held_out_loss, loss, rate
 from parallel_decode.adapters.tarflow import TarFlow
 from parallel_decode.adapters.tarflow.bench import report, suite
-from parallel_decode.adapters.tarflow.bench.measure import deviations
+from parallel_decode.adapters.tarflow.bench.measure import deviations, precision
 from parallel_decode.adapters.tarflow.bench.record import write
 
 CONFIG = dict(
@@ -141,8 +141,8 @@ def main(
         write(out / "gpu.json", figures)
         console.print(f"{figures['stages'][stage]:7.1f} s  {stage}")
 
-    torch.set_float32_matmul_precision("highest")
-    flow, figures["flow"] = obtain(checkpoint, TINY if tiny else CONFIG, 60 * train_minutes, device)
+    with precision("tf32" if device == "cuda" else "float32", torch.device(device)):
+        flow, figures["flow"] = obtain(checkpoint, TINY if tiny else CONFIG, 60 * train_minutes, device)
     done("flow")
     figures["checks"] = check(flow, peer_tarflow)
     done("checks")

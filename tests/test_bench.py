@@ -75,6 +75,11 @@ def test_runs_are_interleaved_and_slow_cases_run_less(monkeypatch: pytest.Monkey
     }
 
 
+def test_a_deadline_that_is_over_leaves_everything_out() -> None:
+    outcome = Outcome(torch.ones(1))
+    assert interleave({"one": lambda: outcome}, baseline="one", runs=5, budget=1.0, deadline=0.0) == {}
+
+
 def test_deviations_of_what_is_not_finite() -> None:
     figures = deviations(torch.tensor([0.0, torch.nan]), torch.zeros(2))
     assert figures["largest_deviation"] == 2 and figures["within_one_level"] == 0.5

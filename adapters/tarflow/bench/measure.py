@@ -106,7 +106,7 @@ def interleave(
             expected[name], outcome = _timed(case)
         timings[name] = Timing(outcome, cold)
     slow = {name for name in timings if expected[name] > SLOW * expected[baseline]}
-    if budget is not None:
+    if budget is not None and timings:  # there are none if the deadline was over from the start
         once = sum(expected[name] for name in slow) * SLOW_ROUNDS
         fast = sum(expected[name] for name in timings if name not in slow)
         runs = max(min(LEAST, runs), min(runs, int((budget - once) / fast)))
