@@ -32,7 +32,7 @@ for turn in ("What is a fixed point?", "And how fast does one get there?"):
     said = model.generate(
         said,
         attention_mask=torch.ones_like(said),
-        past_key_values=cache,  # holds the turns before, and is left as generate leaves it
+        cache=cache,  # (before transformers 5.24: past_key_values) holds the turns before, left as generate leaves it
         do_sample=False,
         max_new_tokens=48,
         pad_token_id=0,

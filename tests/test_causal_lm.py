@@ -16,7 +16,7 @@ from transformers import LogitsProcessor, StoppingCriteria, dynamic_module_utils
 import parallel_decode as pd
 from parallel_decode.adapters import causal_lm
 from parallel_decode.adapters.causal_lm import Adaptive, CausalLM, NGram, cache, parallel_generate
-from parallel_decode.adapters.causal_lm.cache import Slots
+from parallel_decode.adapters.causal_lm.cache import NAME, Slots
 from parallel_decode.adapters.causal_lm.guidance import Guidance
 from parallel_decode.adapters.causal_lm.reader import Reader
 from parallel_decode.adapters.causal_lm.stopping import Generation
@@ -144,7 +144,7 @@ def test_the_tokens_are_those_of_generate(name: str, case: str, batch: int, how:
             torch.testing.assert_close(
                 torch.stack(getattr(found, name_of)), torch.stack(getattr(expected, name_of)), atol=1e-4, rtol=1e-4
             )
-        assert found.past_key_values.get_seq_length() == expected.past_key_values.get_seq_length()
+        assert found[NAME].get_seq_length() == expected[NAME].get_seq_length()
         again: dict[str, Any] = {"input_ids": torch.full((batch, 1), 7), "use_cache": True}
         columns = expected.sequences.shape[1]
         again["attention_mask"] = torch.cat(
@@ -152,7 +152,7 @@ def test_the_tokens_are_those_of_generate(name: str, case: str, batch: int, how:
         ).long()
         again["position_ids"] = again["attention_mask"].sum(1, keepdim=True) - 1
         with torch.no_grad():
-            a, b = (model(**again, past_key_values=result.past_key_values).logits for result in (expected, found))
+            a, b = (model(**again, **{NAME: result[NAME]}).logits for result in (expected, found))
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
@@ -500,9 +500,9 @@ def test_guidance_in_the_outputs(negative: str) -> None:
     for kind in ("scores", "logits"):
         for a, b in zip(found[kind], truth[kind], strict=True):
             torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
-    assert found.past_key_values.get_seq_length() == truth.past_key_values.get_seq_length()
+    assert found[NAME].get_seq_length() == truth[NAME].get_seq_length()
     mask = torch.cat([options["attention_mask"], torch.ones(3, 11)], 1)[:, None, :, None]
-    for a, b in zip(found.past_key_values.layers, truth.past_key_values.layers, strict=True):
+    for a, b in zip(found[NAME].layers, truth[NAME].layers, strict=True):
         torch.testing.assert_close(a.keys * mask, b.keys * mask, atol=1e-4, rtol=1e-4)
 
 
@@ -514,11 +514,11 @@ def test_guidance_with_a_cache_of_ones_own_is_one_position_at_a_time() -> None:
     for _ in range(2):
         cache = hf.DynamicCache(config=model.config)
         with torch.no_grad():
-            model(options["input_ids"][:, :-1], past_key_values=cache)
+            model(options["input_ids"][:, :-1], **{NAME: cache})
         caches.append(cache)
-    truth = model.generate(**options, past_key_values=caches[0])
+    truth = model.generate(**options, **{NAME: caches[0]})
     with pytest.warns(UserWarning, match="UnbatchedClassifierFreeGuidance"):
-        found = model.generate(**options, past_key_values=caches[1], custom_generate=parallel_generate)
+        found = model.generate(**options, **{NAME: caches[1]}, custom_generate=parallel_generate)
     assert torch.equal(found, truth)
 
 

@@ -22,7 +22,7 @@ from transformers import (
 
 import parallel_decode as pd
 from parallel_decode.adapters.causal_lm import parallel_generate
-from parallel_decode.adapters.causal_lm.cache import ROOM, FixedLayer
+from parallel_decode.adapters.causal_lm.cache import NAME, ROOM, FixedLayer
 from parallel_decode.tokens import Gumbel
 from tests.test_causal_lm import HOW, MODELS, PAD, SMALL, Stream, V, both, make, prompts
 
@@ -60,7 +60,7 @@ def test_a_cache_is_left_as_generate_leaves_it(name: str, batch: int, new_alone:
         asked = dict(given)
         if new_alone and turn:
             asked["input_ids"] = asked["input_ids"][:, caches[0].get_seq_length() :]
-        texts = [model.generate(**asked, **more, **way, past_key_values=c) for way, c in zip(ways, caches, strict=True)]
+        texts = [model.generate(**asked, **more, **way, **{NAME: c}) for way, c in zip(ways, caches, strict=True)]
         assert torch.equal(texts[0], texts[1]) and torch.equal(texts[0], texts[2])
         for cache in caches[1:]:
             assert cache.get_seq_length() == caches[0].get_seq_length()
@@ -80,7 +80,7 @@ def test_a_static_cache_of_ones_own_goes_on() -> None:
     for turn in range(2):
         more = {"do_sample": False, "max_new_tokens": 10, "pad_token_id": PAD}
         texts = [
-            model.generate(**given, **more, past_key_values=cache, **own)
+            model.generate(**given, **more, **{NAME: cache}, **own)
             for cache, own in zip(
                 caches, ({}, {"custom_generate": parallel_generate, "schedule": pd.Sliding(6)}), strict=True
             )
@@ -102,21 +102,21 @@ def test_after_an_error_the_cache_is_as_it_was_and_the_stream_ends(static: bool)
     model = make("Llama")
     more = {"do_sample": False, "max_new_tokens": 14, "pad_token_id": PAD, "custom_generate": parallel_generate}
     cache: Any = StaticCache(config=model.config, max_cache_len=64) if static else DynamicCache(config=model.config)
-    first = model.generate(**prompts(2), **more, past_key_values=cache)
+    first = model.generate(**prompts(2), **more, **{NAME: cache})
     given, held, stream = said(first, prompts(2)["attention_mask"], 0), int(cache.get_seq_length()), Stream()
     with pytest.raises(ArithmeticError):
-        model.generate(**given, **more, past_key_values=cache, stopping_criteria=[Broken()], stream=stream)
+        model.generate(**given, **more, **{NAME: cache}, stopping_criteria=[Broken()], stream=stream)
     assert int(cache.get_seq_length()) == held and stream.ended
-    again = model.generate(**given, **more, past_key_values=cache)
+    again = model.generate(**given, **more, **{NAME: cache})
     assert torch.equal(again, model.generate(**given, do_sample=False, max_new_tokens=14, pad_token_id=PAD))
 
 
 def test_a_cache_longer_than_the_prompt_is_refused() -> None:
     model, cache = make("Llama"), DynamicCache()
     more = {"do_sample": False, "max_new_tokens": 14, "pad_token_id": PAD, "custom_generate": parallel_generate}
-    model.generate(**prompts(1), **more, past_key_values=cache)
+    model.generate(**prompts(1), **more, **{NAME: cache})
     with pytest.raises(ValueError, match="the cache holds 25 columns, and there are 12 of tokens and 12"):
-        model.generate(**prompts(1), **more, past_key_values=cache)
+        model.generate(**prompts(1), **more, **{NAME: cache})
 
 
 def test_storage_grows_with_the_text() -> None:
@@ -451,9 +451,7 @@ def test_ids_of_other_types_and_words_that_are_forced() -> None:
         model.generate(**options, prompt_lookup_num_tokens=3, custom_generate=parallel_generate)
     more = options | {"use_cache": False, "return_dict_in_generate": True}
     expected, found = both(model, more)
-    assert (
-        torch.equal(expected.sequences, found.sequences) and found.past_key_values is expected.past_key_values is None
-    )
+    assert torch.equal(expected.sequences, found.sequences) and found.get(NAME) is expected.get(NAME) is None
 
 
 def test_a_streamer_of_generate_is_served() -> None:
@@ -591,8 +589,8 @@ def test_sliding_windows_over_a_cache_that_does_not_know_of_them(batch: int) -> 
         for own in WINDOWS.values():
             caches = [DynamicCache(), DynamicCache()]
             more = {**prompts(batch), "do_sample": False, "max_new_tokens": 40, "pad_token_id": PAD}
-            expected = model.generate(**more, past_key_values=caches[0])
-            found = model.generate(**more, past_key_values=caches[1], custom_generate=parallel_generate, **own)
+            expected = model.generate(**more, **{NAME: caches[0]})
+            found = model.generate(**more, **{NAME: caches[1]}, custom_generate=parallel_generate, **own)
             assert torch.equal(expected, found)
             for a, b in zip(*map(content, caches), strict=True):
                 torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
@@ -619,11 +617,11 @@ def test_caches_that_do_not_fit_are_refused() -> None:
     for rows, columns, match in ((1, 6, "holds 1 rows, and the prompts are 3"), (3, 12, "the cache holds 12 columns")):
         cache = DynamicCache(config=model.config)
         with torch.no_grad():
-            model(input_ids=ids[:rows, :columns], past_key_values=cache)
+            model(input_ids=ids[:rows, :columns], **{NAME: cache})
         with pytest.raises(ValueError, match=match):
-            model.generate(ids, **more, past_key_values=cache)
+            model.generate(ids, **more, **{NAME: cache})
         with pytest.raises(NotImplementedError, match="use_cache is False"):
-            model.generate(ids, **more, past_key_values=cache, use_cache=False)
+            model.generate(ids, **more, **{NAME: cache}, use_cache=False)
     with pytest.raises(ValueError, match="the guess drafted tokens from 99 to 99"):
         model.generate(ids, **more, guess=lambda text, most: [99])
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from transformers import StaticCache
 
+from parallel_decode.adapters.causal_lm.cache import NAME
 from parallel_decode.adapters.causal_lm.guidance import Guidance, taken_out
 from parallel_decode.adapters.causal_lm.prompt import Prompt
 from parallel_decode.adapters.causal_lm.trial import tried
@@ -72,9 +73,9 @@ def model_inputs(
         NotImplementedError: there are others that depend on the row or the column, such as images.
     """
     given = {name: value for name, value in given.items() if value is not None and value != {}}
-    if given.get("use_cache") is False and "past_key_values" in given:
-        raise NotImplementedError("use_cache is False, and there are past_key_values: leave out one of them")
-    given.pop("past_key_values", None)
+    if given.get("use_cache") is False and NAME in given:
+        raise NotImplementedError(f"use_cache is False, and {NAME} was given: leave out one of them")
+    given.pop(NAME, None)
     mask, position_ids = given.pop("attention_mask", None), given.pop("position_ids", None)
     for name in ("use_cache", "logits_to_keep", "cache_position"):
         given.pop(name, None)

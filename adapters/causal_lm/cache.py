@@ -8,13 +8,18 @@ Shapes: B batch rows, T slots.
 """
 
 import copy
+import inspect
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationMixin
 from transformers.cache_utils import DynamicLayer
 
+NAME = "cache"  # of the argument of `generate` and of models; before transformers 5.24:
+if NAME not in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters:
+    NAME = "past_key_values"
 HOLES = 64  # slots, and half of what is needed: from there on they are moved together
 ROOM = 256  # columns, and half of what was generated: so much is reserved ahead
 

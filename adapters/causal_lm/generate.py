@@ -17,6 +17,7 @@ from parallel_decode.adapters.causal_lm.arguments import (
     streamer_of_generate,
 )
 from parallel_decode.adapters.causal_lm.bounded import Until
+from parallel_decode.adapters.causal_lm.cache import NAME
 from parallel_decode.adapters.causal_lm.stopping import Generation, longest
 from parallel_decode.schedules import Schedule, Sequential
 from parallel_decode.selective import Selective, as_schedule
@@ -130,7 +131,7 @@ def parallel_generate(
     kept: Any = [
         tuple(part[:length]) if wanted else None for part, wanted in zip(system.kept, system.keep, strict=True)
     ]
-    return GenerateDecoderOnlyOutput(sequences=text, scores=kept[0], logits=kept[1], past_key_values=cache)  # type: ignore[arg-type]
+    return GenerateDecoderOnlyOutput(sequences=text, scores=kept[0], logits=kept[1], **{NAME: cache})  # type: ignore[arg-type]
 
 
 def _system(
@@ -151,7 +152,7 @@ def _system(
     """
     refuse(model, config)
     (batch, columns), outputs = ids.shape, bool(config.return_dict_in_generate)
-    cache = given.get("past_key_values")
+    cache = given.get(NAME)
     returned = getattr(cache, "_is_user_defined", False) or (outputs and given.get("use_cache") is not False)
     mask, position_ids, zeros, extra = model_inputs(given, columns)
     others = bool(zeros or extra)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallel_decode.adapters.causal_lm.cache import Slots
+from parallel_decode.adapters.causal_lm.cache import NAME, Slots
 from parallel_decode.adapters.causal_lm.prompt import Prompt
 
 
@@ -51,11 +51,11 @@ class Reader:
         self.slots.rewind(first)
         if isinstance(first, int):
             arguments = self._prepared(x, first, count, keep)
-            if arguments.get("past_key_values") is None:
+            if not any(value is self.slots.cache for value in arguments.values()):
                 # Phi-3 wants all read anew once its rotary embedding changes.
                 first, count = 0, first + count
                 self.slots.rewind(0)
-                arguments["past_key_values"] = self.slots.cache
+                arguments[NAME] = self.slots.cache
         else:
             arguments = self._gathered(x, first, count, keep, going)
         output = self.model(**arguments, return_dict=True)
@@ -80,10 +80,10 @@ class Reader:
         return self.model.prepare_inputs_for_generation(  # type: ignore[no-any-return]
             layout.text(x)[:, :end],
             next_sequence_length=count,
-            past_key_values=self.slots.cache,
             attention_mask=layout.mask[:, :end] if layout.padded else None,
             is_first_iteration=first == 0,
             use_cache=True,
+            **{NAME: self.slots.cache},
             **{name: value[:, :end] for name, value in layout.zeros.items()},
             **arguments,
         )
@@ -105,6 +105,6 @@ class Reader:
         return arguments | {
             "input_ids": ids,
             "attention_mask": mask,
-            "past_key_values": self.slots.cache,
+            NAME: self.slots.cache,
             "use_cache": True,
         }
