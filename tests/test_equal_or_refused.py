@@ -182,6 +182,7 @@ def test_rows_with_adapters_of_their_own() -> None:
 )
 @pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")
 @pytest.mark.parametrize("schedule", ["auto", "sequential"])
+@pytest.mark.filterwarnings("ignore:Both `past_key_values` and `cache`:FutureWarning")  # PEFT 0.21 on transformers 5.24
 def test_soft_prompts_are_refused(config: Any, schedule: str) -> None:
     model = adapted(config)
     options = {**prompts(1), "do_sample": False, "max_new_tokens": 8, "pad_token_id": PAD}

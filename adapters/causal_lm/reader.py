@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import Cache
 
 from parallel_decode.adapters.causal_lm.cache import NAME, Slots
 from parallel_decode.adapters.causal_lm.prompt import Prompt
@@ -51,6 +52,11 @@ class Reader:
         self.slots.rewind(first)
         if isinstance(first, int):
             arguments = self._prepared(x, first, count, keep)
+            own = [k for k, v in arguments.items() if isinstance(v, Cache) and v is not self.slots.cache]
+            if own:
+                raise NotImplementedError(
+                    f"{type(self.model).__name__} reads a cache of its own ({', '.join(own)}), as soft prompts do; use generate without custom_generate"
+                )
             if not any(value is self.slots.cache for value in arguments.values()):
                 # Phi-3 wants all read anew once its rotary embedding changes.
                 first, count = 0, first + count
