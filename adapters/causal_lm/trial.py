@@ -1,28 +1,41 @@
 """A model is tried before it is trusted: whether windows over its cache give the scores of one token at a time.
 
-The trial is four forwards over a few tokens of the user's own prompt, once for a model. What a short prompt cannot show is read off the configuration.
+The trial is four forwards over a few tokens of the user's own prompt, once for a model on a machine: other processes recall what it said. What a short
+prompt cannot show is read off the configuration.
 """
 
+import hashlib
+import inspect
 import re
 import weakref
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import DynamicCache
 
+from parallel_decode import _disk_cache
+from parallel_decode._fingerprint import fingerprint
 from parallel_decode.adapters.causal_lm.cache import Slots
 from parallel_decode.adapters.causal_lm.prompt import Prompt
 from parallel_decode.adapters.causal_lm.reader import Reader
 
+KIND = "trials"  # of what is kept for other processes
 TOKENS = 12  # of the trial's prompt
 BEHIND = 4  # columns by which one row is behind the other
 # Of the scores' standard deviation, by the type that is computed in.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.05}
 PRECISION = {"highest": 0.0, "high": 0.01, "medium": 0.05}  # by `torch.get_float32_matmul_precision()`
+OWN = (
+    "torch.nn.modules.",
+    "transformers.activations.",
+    "transformers.models.",
+)  # modules that their versions tell all about
 DISTANCE = re.compile("window|chunk|local|span|block_size|floor_scale")  # settings that are a number of columns
 
 
@@ -101,14 +114,58 @@ def tried(model: Any, prompt: Prompt, extra: dict[str, Any], padded: bool | None
     )
     prepare = model.prepare_inputs_for_generation  # PEFT puts its own in place
     prepare = getattr(prepare, "__module__", ""), getattr(prepare, "__qualname__", repr(type(prepare)))
-    how = model.config.to_json_string(), model.training, _computes_in(model), model.device, repr(sorted(extra.items()))
+    precision = _computes_in(model), torch.get_float32_matmul_precision()
+    how = _settings(model.config), model.training, *precision, model.device, repr(sorted(extra.items()))
     key = modules, prepare, how, batch, padded
     known = _KNOWN.setdefault(model, {})
     if key not in known:
-        devices = [model.device] if model.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices, enabled=model.training):  # dropout draws
-            known[key] = _try(model, prompt, extra, batch, padded)
+        name = _name(model, (prepare, how, padded))
+        found = None if name is None else _recalled(name)
+        if found is None:
+            devices = [model.device] if model.device.type == "cuda" else []
+            with torch.random.fork_rng(devices=devices, enabled=model.training):  # dropout draws
+                found = _try(model, prompt, extra, batch, padded)
+            if name is not None and not found.no_windows:  # that may come of broken weights
+                _disk_cache.remember(KIND, name, found)
+        known[key] = found
     return known[key]
+
+
+def _settings(config: Any) -> str:
+    """All settings, those of the attention's kernels among them, which are no part of the JSON."""
+    parts = [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", {}))]
+    return f"{config.to_json_string()} {[getattr(part, '_attn_implementation', None) for part in parts]}"
+
+
+def _name(model: Any, how: Any) -> str | None:
+    """What another process knows this model by; None where it could be another there: hooks, modules and forwards that are neither torch's nor
+    transformers', weights that are no plain tensors."""
+    kinds = {type(module) for module in model.modules()}
+    for module in model.modules():
+        if module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module):
+            return None
+    for kind in kinds:
+        if not f"{kind.__module__}.".startswith(OWN) or not hasattr(inspect.unwrap(kind.forward), "__code__"):
+            return None
+    if any(type(weight) not in (torch.nn.Parameter, Tensor) for weight in model.state_dict(keep_vars=True).values()):
+        return None
+    forwards = sorted((kind.__qualname__, inspect.unwrap(kind.forward).__code__.co_code) for kind in kinds)
+    where = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else ""
+    return repr((torch.__version__, transformers.__version__, _source(), where, forwards, fingerprint(model), how))
+
+
+@cache
+def _source() -> str:
+    """A hash of what tries models."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _recalled(name: str) -> Trust | None:
+    match _disk_cache.recall(KIND, name):
+        case [str(no_windows), str(no_rows), None]:
+            return Trust(no_windows, no_rows)
+    return None
 
 
 @torch.no_grad()
@@ -176,4 +233,4 @@ def _close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
     tolerance = max(TOLERANCE.get(dtype, 0.05), PRECISION[torch.get_float32_matmul_precision()])
     real = expected.abs() < 1e4  # some models mask a part of their vocabulary
     found, expected = found[real], expected[real]
-    return bool((found - expected).square().mean().sqrt() <= tolerance * expected.std())
+    return len(found) > 1 and bool((found - expected).square().mean().sqrt() <= tolerance * expected.std())

@@ -1,6 +1,5 @@
 """The flow: density, sampling, checkpoints."""
 
-import hashlib
 import inspect
 import math
 import warnings
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
+from parallel_decode._fingerprint import fingerprint
 from parallel_decode.adapters.tarflow import checkpoint
 from parallel_decode.adapters.tarflow.decoding import FlowSystem, Guidance
 from parallel_decode.adapters.tarflow.model import MetaBlock
@@ -186,13 +186,9 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
             y = torch.arange(batch_size) % self.num_classes
         return self.system(z, y=y, **options)
 
-    @torch.no_grad()
     def fingerprint(self) -> str:
-        """A hash of the names and shapes of the weights, and of up to 16 values of each, evenly spaced: what a plan knows the flow by."""
-        state = self.state_dict()
-        some = [t.flatten()[:: max(1, t.numel() // 16)][:16].float() for t in state.values()]
-        text = repr([(name, tuple(t.shape)) for name, t in state.items()])
-        return hashlib.sha256(text.encode() + torch.cat(some).cpu().numpy().tobytes()).hexdigest()[:16]
+        """What a plan knows the flow by: a hash of the names and shapes of the weights, and of some of their values."""
+        return fingerprint(self)
 
     def sample(
         self,

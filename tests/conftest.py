@@ -1,0 +1,5 @@
+"""Tests learn anew, and leave nothing behind."""
+
+import os
+
+os.environ["PARALLEL_DECODE_CACHE"] = "off"
