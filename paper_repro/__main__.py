@@ -1,77 +1,93 @@
-"""`python -m paper_repro train ...`"""
+"""The experiments of Selective Jacobi Decoding (arXiv 2505.24791), one command each, and `all`."""
 
-import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from paper_repro.data import DATA
-from paper_repro.train import train as run_training
+from paper_repro import report
+from paper_repro.catalogue import APART, EXPERIMENTS
+from paper_repro.commands import train
+from paper_repro.setup import Setup, obtain
+from parallel_decode.adapters.tarflow.bench.record import write
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
+app.command()(train)
+
+Out = Annotated[Path, typer.Option(help="folder for figures, plots and the report")]
+Root = Annotated[Path | None, typer.Option(help="folder of the data set, where it does not ship with a dependency")]
+Checkpoint = Annotated[Path | None, typer.Option(help="a file of weights, or a folder; trained now if left out")]
+Device = Annotated[str, typer.Option(help="cpu, cuda")]
+Scale = Annotated[str, typer.Option(help="full: the paper's batch and runs; quick: minutes on a CPU; smoke: seconds")]
+Steps = Annotated[int | None, typer.Option(help="of training, where a flow has to be trained", min=1)]
+Again = Annotated[bool, typer.Option(help="measure again what is there already")]
+OUT = Path("runs/paper")
 
 
-@app.callback()
-def main() -> None:
-    """The experiments of Selective Jacobi Decoding (arXiv 2505.24791)."""
+def measure(setup: Setup, name: str, again: bool = False) -> Path:
+    """Run an experiment and write its figures; nothing is done where they are there already."""
+    path = setup.out / f"{name}.json"
+    if path.exists() and not again:
+        typer.echo(f"{setup.data}, {name}: there already")
+        return path
+    began = time.perf_counter()
+    setup.out.mkdir(parents=True, exist_ok=True)
+    found = EXPERIMENTS[name].run(setup)
+    seconds = time.perf_counter() - began
+    write(path, {"data": setup.data, "scale": setup.scale, "seed": setup.seed, "seconds": round(seconds, 1), **found})
+    typer.echo(f"{setup.data}, {name}: {seconds:.1f} s")
+    return path
 
 
-@app.command()
-def train(
-    out: Annotated[Path, typer.Option(help="folder for the checkpoint and the state that --resume goes on from")],
-    data: Annotated[str, typer.Option(help="digits (16 x 16, 10 classes) or photographs (32 x 32 crops)")] = "digits",
-    patch_size: int = 1,
-    channels: int = 128,
-    blocks: int = 4,
-    layers: int = 2,
-    nvp: bool = True,
-    noise_std: Annotated[float, typer.Option(help="standard deviation of the noise added to the images")] = 0.1,
-    steps: int = 4500,
-    batch_size: int = 64,
-    lr: float = 1e-3,
-    drop_label: Annotated[float, typer.Option(help="share of labels left out, for guidance")] = 0.1,
-    seed: int = 0,
-    save_every: int = 250,
-    device: str = "cpu",
-    resume: Annotated[bool, typer.Option(help="go on with the training in --out")] = False,
+def _command(name: str) -> Callable[..., None]:
+    def command(
+        data: Annotated[str, typer.Option(help="see paper_repro.data.DATA")] = "digits",
+        root: Root = None,
+        checkpoint: Checkpoint = None,
+        device: Device = "cpu",
+        scale: Scale = "quick",
+        steps: Steps = None,
+        again: Again = False,
+        out: Out = OUT,
+    ) -> None:
+        try:
+            setup = obtain(data, out / data, root=root, checkpoint=checkpoint, device=device, scale=scale, steps=steps)
+            measure(setup, name, again)
+        except (OSError, ValueError) as error:
+            raise typer.BadParameter(str(error)) from None
+        typer.echo(f"the report: {report.write(out, [data])}")
+
+    command.__doc__ = f"{EXPERIMENTS[name].TITLE}."
+    return command
+
+
+for _name in EXPERIMENTS:
+    app.command(_name)(_command(_name))
+
+
+@app.command("all")
+def everything(
+    data: Annotated[str, typer.Option(help="data sets, with commas between them")] = "digits,photos",
+    root: Root = None,
+    device: Device = "cpu",
+    scale: Scale = "quick",
+    steps: Steps = None,
+    again: Again = False,
+    out: Out = OUT,
 ) -> None:
-    """Train a TarFlow; by default on scikit-learn's digits at 16 x 16 (patch 1, so 256 positions)."""
-    if data not in DATA:
-        raise typer.BadParameter(f"--data is {data!r}, expected one of {', '.join(DATA)}")
-    images = DATA[data]()
-    config = {
-        "in_channels": images.in_channels,
-        "img_size": images.img_size,
-        "patch_size": patch_size,
-        "channels": channels,
-        "num_blocks": blocks,
-        "layers_per_block": layers,
-        "nvp": nvp,
-        "num_classes": images.num_classes,
-        "noise_std": noise_std,
-    }
-    out.mkdir(parents=True, exist_ok=True)
+    """Every experiment on every data set, and the report. What is there already is kept, so that it goes on where it was stopped."""
+    names = data.split(",")
     try:
-        lines = run_training(
-            out,
-            images,
-            config,
-            steps=steps,
-            batch_size=batch_size,
-            lr=lr,
-            drop_label=drop_label,
-            seed=seed,
-            save_every=save_every,
-            device=device,
-            resume=resume,
-        )
-        with (out / "log.jsonl").open("a") as log:
-            for line in lines:
-                print(json.dumps(line), file=log, flush=True)
-                typer.echo(f"step {line['step']:>6}  loss {line['loss']:.4f}  held out {line['held_out']:.4f}")
-    except (FileExistsError, FileNotFoundError, ValueError) as error:
+        for each in names:
+            setup = obtain(each, out / each, root=root, checkpoint=None, device=device, scale=scale, steps=steps)
+            for name in EXPERIMENTS if each == names[0] else EXPERIMENTS.keys() - APART:
+                measure(setup, name, again)
+                report.write(out, names)
+    except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from None
+    typer.echo(f"the report: {out / 'report.html'}")
 
 
 if __name__ == "__main__":

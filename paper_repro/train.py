@@ -2,12 +2,15 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from parallel_decode.adapters.tarflow import TarFlow
@@ -16,7 +19,7 @@ if TYPE_CHECKING:  # the data needs scikit-image and scikit-learn, and training 
     from paper_repro.data import Images
 
 
-def loss(flow: TarFlow, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+def loss(flow: nn.Module, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood in nats per dimension, without its constant, and z (TarFlow, arXiv 2412.06329)."""
     with torch.autocast(x.device.type, torch.bfloat16):
         z, logdet = flow(x, y)
@@ -37,66 +40,122 @@ def train(
     batch_size: int,
     lr: float,
     drop_label: float = 0.1,
+    ema: float = 0.0,
     seed: int = 0,
     save_every: int = 250,
     device: str = "cpu",
     resume: bool = False,
+    again: bool = False,
+    extra: Callable[[TarFlow, Tensor, Tensor | None], Tensor] | None = None,
 ) -> Iterator[dict[str, float]]:
     """Train, and yield a line of figures after every save: `out` holds what `TarFlow.from_checkpoint` loads, and `state.pt`.
+
+    Under `torchrun` or `accelerate launch` the processes share each batch, which is the same however many there are, and
+    the first of them writes and yields.
+
+    Args:
+        out: a folder.
+        data: what to learn.
+        config: arguments of `TarFlow`.
+        steps: of the optimizer in all; the learning rate falls to 0 at the last.
+        batch_size: images of a step, those of all processes together.
+        lr: the largest learning rate.
+        drop_label: share of labels left out, for guidance.
+        ema: the decay of an exponential moving average of the weights, which is then what is saved and judged; 0 for none.
+        seed: of weights and data.
+        save_every: steps.
+        device: "cpu" or "cuda"; each process takes the GPU of its number.
+        resume: go on with the training in `out`.
+        again: begin anew, whatever `out` holds.
+        extra: a term that is added to the loss, from the flow, the noised images and their labels.
 
     Raises:
         FileExistsError: `out` holds a training that `resume` was not asked to go on with.
         FileNotFoundError: `resume` was asked for, and `out` holds no training.
-        ValueError: the training in `out` is of another configuration.
+        ValueError: the training in `out` is of another configuration, or the processes do not divide the batch.
     """
     state_file = out / "state.pt"
-    if state_file.exists() and not resume:
+    if state_file.exists() and not (resume or again):
         raise FileExistsError(f"{state_file} exists: pass --resume to go on with it, or another --out")
     if resume and not state_file.exists():
         raise FileNotFoundError(f"{state_file} does not exist: there is nothing to resume, leave --resume out")
+    rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    if batch_size % world:
+        raise ValueError(f"batch_size is {batch_size}, expected a multiple of the {world} processes")
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    if device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
 
     torch.manual_seed(seed)
     flow = TarFlow(**config).to(device)
+    average = AveragedModel(flow, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None  # type: ignore[no-untyped-call]
     optimizer = torch.optim.AdamW(flow.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=1e-4)
-    generator = torch.Generator().manual_seed(seed)
     first = 0
     if resume:
         state = torch.load(state_file, map_location=device, weights_only=True)
+        if (average is None) != (state["average"] is None):
+            raise ValueError(f"{state_file} was trained {'without' if ema else 'with'} ema: resume as it was begun")
         try:
             flow.load_state_dict(state["flow"])
         except RuntimeError:
             raise ValueError(
                 f"{state_file} is of a flow of another configuration: resume with the one it was begun with"
             ) from None
+        if average is not None:
+            average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
-        generator.set_state(state["generator"].cpu())
         first = state["step"]
 
+    shared = DistributedDataParallel(flow) if world > 1 else flow
+    learnt = flow if average is None else cast(TarFlow, average.module)
     losses: list[float] = []
-    for step in (bar := tqdm(range(first, steps), initial=first, total=steps, unit="step")):
-        x, y = data.batch(batch_size, generator)
-        x = x + config["noise_std"] * torch.randn(x.shape, generator=generator)
-        if y is not None:
-            y = torch.where(torch.rand(batch_size, generator=generator) < drop_label, -1, y).to(device)
+    for step in (bar := tqdm(range(first, steps), initial=first, total=steps, unit="step", disable=rank > 0)):
+        x, y = _batch(data, batch_size, config["noise_std"], drop_label, (seed << 32) + step)
+        x, y = x[rank::world].to(device), None if y is None else y[rank::world].to(device)
         for group in optimizer.param_groups:
             group["lr"] = lr * rate(step, steps)
-        value, z = loss(flow, x.to(device), y)
+        value, z = loss(shared, x, y)
         optimizer.zero_grad()
-        value.backward()  # type: ignore[no-untyped-call]
+        (value if extra is None else value + extra(flow, x, y)).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
         optimizer.step()
         if not flow.nvp:
-            flow.var.lerp_(z.detach().square().mean(0), 0.1)
-        losses.append(value.item())
+            flow.var.lerp_(_mean(z.detach().square().mean(0), world), 0.1)
+        if average is not None:
+            average.update_parameters(flow)
+        losses.append(_mean(value.detach(), world).item())
         bar.set_postfix(loss=f"{losses[-1]:.4f}")
-        if (step + 1) % save_every == 0 or step + 1 == steps:
-            flow.save_pretrained(out)
-            state = {"flow": flow.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
-            torch.save(state | {"step": step + 1}, part := state_file.with_suffix(".part"))
+        if ((step + 1) % save_every == 0 or step + 1 == steps) and rank == 0:
+            learnt.save_pretrained(out)
+            state = {
+                "flow": flow.state_dict(),
+                "average": None if average is None else average.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": step + 1,
+            }
+            torch.save(state, part := state_file.with_suffix(".part"))
             os.replace(part, state_file)
-            held_out = held_out_loss(flow, data, config["noise_std"])
+            held_out = held_out_loss(learnt, data, config["noise_std"])
             yield {"step": step + 1, "loss": sum(losses) / len(losses), "held_out": held_out}
             losses.clear()
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def _batch(data: "Images", size: int, noise_std: float, drop_label: float, seed: int) -> tuple[Tensor, Tensor | None]:
+    """Noised images and their labels, some left out (-1): a function of the seed alone, so that a training can be resumed anywhere."""
+    generator = torch.Generator().manual_seed(seed)
+    x, y = data.batch(size, generator)
+    x = x + noise_std * torch.randn(x.shape, generator=generator)
+    return x, None if y is None else torch.where(torch.rand(size, generator=generator) < drop_label, -1, y)
+
+
+def _mean(value: Tensor, world: int) -> Tensor:
+    """The mean over the processes."""
+    if world > 1:
+        dist.all_reduce(value)
+    return value / world
 
 
 @torch.no_grad()

@@ -1,5 +1,8 @@
 """Data and training of the digits."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from parallel_decode.adapters.tarflow import TarFlow
 CONFIG = dict(
     in_channels=1, img_size=16, patch_size=4, channels=64, num_blocks=2, layers_per_block=1, num_classes=10, noise_std=0.1
 )  # fmt: skip
+ROOT = Path(__file__).parent.parent
 OPTIONS: dict[str, Any] = dict(steps=6, batch_size=8, lr=1e-3, save_every=2)
 
 
@@ -53,13 +57,63 @@ def test_rate_rises_then_falls_to_zero() -> None:
 def test_training_learns_and_resumes_where_it_stopped(tmp_path: Path) -> None:
     data = Digits()
     whole = list(train(tmp_path / "whole", data, CONFIG, **OPTIONS))
-    assert [line["step"] for line in whole] == [2, 4, 6] and whole[-1]["loss"] < whole[0]["loss"]
+    assert [line["step"] for line in whole] == [2, 4, 6] and whole[-1]["held_out"] < whole[0]["held_out"]
     for _ in train(tmp_path / "parts", data, CONFIG, **OPTIONS):
         break  # stopped after the first save
     list(train(tmp_path / "parts", data, CONFIG, **OPTIONS, resume=True))
     first, second = (TarFlow.from_checkpoint(tmp_path / name) for name in ("whole", "parts"))
     assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
     assert held_out_loss(first, data, 0.1) == whole[-1]["held_out"]
+
+
+def test_an_average_of_the_weights_is_what_is_saved_and_resumed(tmp_path: Path) -> None:
+    options = OPTIONS | {"ema": 0.5, "lr": 1e-2}
+    whole = list(train(tmp_path / "whole", Digits(), CONFIG, **options))
+    plain = list(train(tmp_path / "plain", Digits(), CONFIG, **options | {"ema": 0.0}))
+    assert whole[-1]["loss"] == plain[-1]["loss"] and whole[-1]["held_out"] != plain[-1]["held_out"]
+    for _ in train(tmp_path / "parts", Digits(), CONFIG, **options):
+        break
+    list(train(tmp_path / "parts", Digits(), CONFIG, **options, resume=True))
+    first, second, third = (TarFlow.from_checkpoint(tmp_path / name) for name in ("whole", "parts", "plain"))
+    assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
+    assert not all(torch.equal(p, q) for p, q in zip(first.parameters(), third.parameters(), strict=True))
+    with pytest.raises(ValueError, match="with ema: resume as it was begun"):
+        next(train(tmp_path / "parts", Digits(), CONFIG, **OPTIONS, resume=True))
+
+
+def test_processes_share_a_batch(tmp_path: Path) -> None:
+    """Two learn what one learns, up to rounding (in bfloat16, over half batches)."""
+    words = [
+        "-m",
+        "paper_repro",
+        "train",
+        "--patch-size",
+        "4",
+        "--channels",
+        "64",
+        "--blocks",
+        "2",
+        "--layers",
+        "1",
+        "--steps",
+        "6",
+        "--batch-size",
+        "8",
+        "--save-every",
+        "2",
+    ]
+    two = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29511"]
+    logs = []
+    for launcher in ([], two):
+        out = tmp_path / str(len(launcher))
+        subprocess.run(
+            [sys.executable, *launcher, *words, "--out", str(out)], check=True, capture_output=True, cwd=ROOT
+        )
+        logs.append([json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()])
+    assert [line["step"] for line in logs[1]] == [2, 4, 6]
+    for one, other in zip(*logs, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=5e-3)
+        assert other["held_out"] == pytest.approx(one["held_out"], rel=5e-3)
 
 
 def test_a_flow_that_only_shifts_learns_its_prior(tmp_path: Path) -> None:

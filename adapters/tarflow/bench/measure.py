@@ -3,6 +3,7 @@
 Shapes: B batch, L positions, D values of a position.
 """
 
+import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -206,6 +207,7 @@ def peak_memory(case: Case, device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     if device.type != "cpu":
         raise ValueError(f"the memory of a run is not known on {device.type}, only on cuda and cpu")
+    gc.collect()  # what is freed while the run is followed would count as its own
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=False) as profiler:
         case()
     events = profiler.profiler.kineto_results.events()

@@ -1,27 +1,16 @@
-"""Training images in [-1, 1] with their labels."""
+"""Images that come with Python packages, in [-1, 1], with their labels."""
 
 import math
-from typing import Protocol
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from skimage import data as skimage_data
-from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor
 
+from paper_repro.data.images import drawn_reference
 
-class Images(Protocol):
-    """What training needs of a data set."""
-
-    img_size: int
-    in_channels: int
-    num_classes: int
-
-    def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """`size` training images (size, C, H, W) in [-1, 1], and their labels (size,), None without classes."""
-
-    def held_out(self) -> tuple[Tensor, Tensor | None]:
-        """Images that training never sees, the same at every call, and their labels."""
+# scikit-learn and scikit-image are imported when their images are asked for: the other sets do not need them.
 
 
 class Digits:
@@ -29,11 +18,18 @@ class Digits:
 
     Turning, scaling and shifting a digit a little leaves it the same digit, and keeps a flow from learning
     the few images by heart. Every tenth image is held out.
+
+    >>> images, labels = Digits().batch(2, torch.Generator().manual_seed(0))
+    >>> images.shape, labels.shape
+    (torch.Size([2, 1, 16, 16]), torch.Size([2]))
     """
 
     img_size, in_channels, num_classes = 16, 1, 10
 
-    def __init__(self) -> None:
+    def __init__(self, root: Path | None = None) -> None:
+        """`root` is not read: the images come with scikit-learn."""
+        from sklearn.datasets import load_digits
+
         digits = load_digits()
         images = torch.from_numpy(digits.images).float()[:, None] / 8 - 1  # (N, 1, 8, 8)
         labels = torch.from_numpy(digits.target)
@@ -53,6 +49,10 @@ class Digits:
         none = torch.zeros(len(self.held_out_labels))
         return self._drawn(self.held_out_images, none, none + 1, none.expand(2, -1)), self.held_out_labels
 
+    def reference(self, batch_size: int) -> Iterator[Tensor]:
+        """2,048 digits as `batch` draws them, the same at every call, by batches (B, 1, 16, 16)."""
+        return drawn_reference(self, batch_size)
+
     def _drawn(self, images: Tensor, angle: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
         theta = torch.stack([torch.stack([cos, -sin, shift[0]], 1), torch.stack([sin, cos, shift[1]], 1)], 1)
@@ -69,7 +69,11 @@ class Photographs:
 
     img_size, in_channels, num_classes = 32, 3, 0
 
-    def __init__(self) -> None:
+    def __init__(self, root: Path | None = None) -> None:
+        """`root` is not read: the images come with the packages."""
+        from skimage import data as skimage_data
+        from sklearn.datasets import load_sample_images
+
         china, flower = load_sample_images().images
         left, _, _ = skimage_data.stereo_motorcycle()
         ours = [
@@ -93,6 +97,10 @@ class Photographs:
         generator = torch.Generator().manual_seed(0)
         return torch.stack([self._crop(self.flower, generator) for _ in range(256)]), None
 
+    def reference(self, batch_size: int) -> Iterator[Tensor]:
+        """2,048 crops as `batch` draws them, the same at every call, by batches (B, 3, 32, 32)."""
+        return drawn_reference(self, batch_size)
+
     def _crop(self, photograph: Tensor, generator: torch.Generator) -> Tensor:
         """A square of 32 to 256 pixels, drawn at 32 x 32, and mirrored half of the time."""
         scale, down, right, mirrored = torch.rand(4, generator=generator).tolist()
@@ -103,6 +111,3 @@ class Photographs:
         square = photograph[None, :, top : top + side, start : start + side]
         crop = F.interpolate(square, (32, 32), mode="area")[0]
         return crop.flip(2) if mirrored < 0.5 else crop
-
-
-DATA: dict[str, type[Digits] | type[Photographs]] = {"digits": Digits, "photographs": Photographs}
