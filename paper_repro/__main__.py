@@ -12,9 +12,11 @@ from paper_repro.catalogue import APART, EXPERIMENTS
 from paper_repro.commands import train
 from paper_repro.setup import Setup, obtain
 from parallel_decode.adapters.tarflow.bench.record import write
+from parallel_decode.adapters.tarflow.cli import sample
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
 app.command()(train)
+app.command()(sample)
 
 Out = Annotated[Path, typer.Option(help="folder for figures, plots and the report")]
 Root = Annotated[Path | None, typer.Option(help="folder of the data set, where it does not ship with a dependency")]
@@ -32,6 +34,7 @@ def measure(setup: Setup, name: str, again: bool = False) -> Path:
     if path.exists() and not again:
         typer.echo(f"{setup.data}, {name}: there already")
         return path
+    typer.echo(f"{setup.data}, {name} ...")
     began = time.perf_counter()
     setup.out.mkdir(parents=True, exist_ok=True)
     found = EXPERIMENTS[name].run(setup)

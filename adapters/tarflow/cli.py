@@ -1,7 +1,9 @@
 """The commands of TarFlows: `parallel-decode demo`, `sample`, `bench` and `probe`."""
 
+import math
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import matplotlib
 import numpy as np
@@ -18,6 +20,8 @@ from torch import Tensor
 from parallel_decode.adapters.tarflow import TarFlow, digits
 from parallel_decode.adapters.tarflow.bench import probes
 from parallel_decode.adapters.tarflow.bench.command import command as bench
+from parallel_decode.adapters.tarflow.bench.measure import precision
+from parallel_decode.adapters.tarflow.shards import SHARD_SIZE, draw, images, noise
 from parallel_decode.selective import as_schedule
 from parallel_decode.solution import Solution
 from parallel_decode.solver import solve
@@ -117,66 +121,120 @@ def _grid(images: Tensor, columns: int) -> NDArray[np.float32]:
 
 @app.command()
 def sample(
-    out: Annotated[Path, typer.Option(help="folder for grid.png and single images")],
+    out: Annotated[Path, typer.Option(help="folder for grid.png, and for single images or shards")],
     checkpoint: Annotated[
         Path | None,
         typer.Option(help=".pth or .safetensors file, or a folder with config.json; the digits if left out"),
     ] = None,
-    n: Annotated[int, typer.Option(min=1)] = 16,
+    n: Annotated[int, typer.Option(min=1, help="how many; more than 64 are written as shards")] = 16,
     schedule: Annotated[
         str, typer.Option(help="auto, sequential, jacobi, gs-jacobi, jacobi-gs, sliding or selective")
     ] = "auto",
     tol: Annotated[float | None, typer.Option(help="see pd.solve; 0 is exact")] = None,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
     classes: Annotated[
         str | None, typer.Option(help="labels, as 3 or 0,1,2: repeated to n; all in turn if left out")
     ] = None,
     guidance: float = 0.0,
+    annealed_guidance: Annotated[
+        bool, typer.Option("--annealed-guidance", help="let guidance rise linearly over the positions")
+    ] = False,
+    attn_temp: Annotated[float, typer.Option(help="attention temperature of the unconditional branch")] = 1.0,
     noise_std: Annotated[float | None, typer.Option(help="of the training; with it the images are denoised")] = None,
     in_channels: Annotated[int | None, typer.Option(help="of an image, where the weights leave it open")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32; tf32 (CUDA); bfloat16 or float16, by autocast")] = "float32",
+    batch_size: Annotated[int, typer.Option(min=1, help="images of a shard that are drawn at a time")] = 64,
+    shard_size: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"images of a shard, {SHARD_SIZE} if left out; asks for shards however few images"),
+    ] = None,
 ) -> None:
-    """Draw images from any TarFlow checkpoint, as a grid and as single PNG files."""
+    """Draw images from any TarFlow checkpoint: a grid and single PNG files or, of many, shards of uint8 images.
+
+    Shards may be drawn by many processes (torchrun, accelerate launch), and the same command goes on where one was ended.
+    """
     try:
+        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        if device == "cuda":
+            device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         if out.exists() and not out.is_dir():
             raise ValueError(f"--out is {out}, a file, expected a folder")
-        torch.zeros(0, device=device)  # before the work: a device that is not there
+        if noise_std is not None and not 0 <= noise_std < math.inf:
+            raise ValueError(f"--noise-std is {noise_std}, expected a finite number >= 0")
+        place = torch.zeros(0, device=device).device  # before the work: a device that is not there
         config = {} if in_channels is None else {"in_channels": in_channels}
         flow = digits() if checkpoint is None else TarFlow.from_checkpoint(checkpoint, **config)
-        flow.noise_std = flow.noise_std if noise_std is None else noise_std
-        z = torch.randn(n, *flow.var.shape, generator=torch.Generator().manual_seed(seed))
-        images, solution = flow.to(device).sample(
-            z=z.to(device),
-            y=_labels(classes, n, flow.num_classes),
+        flow.to(place).noise_std = flow.noise_std if noise_std is None else noise_std
+        labels = _labels(classes, flow.num_classes)
+        options: dict[str, Any] = dict(
             guidance=guidance,
+            annealed_guidance=annealed_guidance,
+            attn_temp=attn_temp,
             schedule=as_schedule(schedule),
             tol=tol,
             denoise=flow.noise_std is not None,
-            progress=True,
-            return_solution=True,
         )
-        out.mkdir(parents=True, exist_ok=True)
+        if n <= 64 and shard_size is None and world == 1:
+            with precision(dtype, place):
+                lines = _singly(flow, out, n, seed, labels, options)
+        else:
+            redrawn = draw(
+                flow,
+                out,
+                n,
+                seed=seed,
+                batch_size=batch_size,
+                shard_size=shard_size or SHARD_SIZE,
+                labels=labels,
+                dtype=dtype,
+                rank=rank,
+                world=world,
+                progress=rank == 0,
+                **options,
+            )
+            lines = [f"process {rank} of {world} is done: its shards of {n} images are in {out}"]
+            if redrawn:
+                lines.append(f"{len(redrawn)} x drawn again, as they were not finite: images {redrawn}")
+            if rank == 0:
+                _save(out / "grid.png", next(images(out, world=world))[:64] / 127.5 - 1, 8)
     except (OSError, ValueError, RuntimeError, AssertionError) as error:
         Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True)
         raise typer.Exit(2) from None
-    for index, image in enumerate(images):
+    for line in lines:
+        Console().print(line)
+
+
+def _singly(
+    flow: TarFlow, out: Path, n: int, seed: int, labels: list[int] | None, options: dict[str, Any]
+) -> list[str]:
+    """Draw and write single images; returns what to say of them."""
+    y = None if labels is None else torch.tensor([labels[i % len(labels)] for i in range(n)])
+    z = noise(flow, range(n), seed=seed)
+    x, solution = flow.sample(z=z, y=y, progress=True, return_solution=True, **options)
+    solution.raise_for_status()
+    if not x.isfinite().all():
+        raise ValueError("some images are not finite once they are denoised: check the model and --noise-std")
+    out.mkdir(parents=True, exist_ok=True)
+    for index, image in enumerate(x):
         _save(out / f"{index:04d}.png", image[None], 1)
-    _save(out / "grid.png", images, min(n, 8))
+    _save(out / "grid.png", x, min(n, 8))
     seconds = sum(layer.seconds for layer in solution.layers)
-    Console().print(f"{n} images in {seconds:.2f} s and {solution.passes} passes: {out / 'grid.png'}")
-    for status in dict.fromkeys(solution.status):
-        Console().print(f"{solution.status.count(status)} x {status.value}")
+    return [
+        f"{n} images in {seconds:.2f} s and {solution.passes} passes: {out / 'grid.png'}",
+        *(f"{solution.status.count(status)} x {status.value}" for status in dict.fromkeys(solution.status)),
+    ]
 
 
 def _save(path: Path, images: Tensor, columns: int) -> None:
     imsave(path, _grid(images, columns), cmap="gray", vmin=0, vmax=1)
 
 
-def _labels(text: str | None, n: int, num_classes: int) -> Tensor | None:
+def _labels(text: str | None, num_classes: int) -> list[int] | None:
+    """Classes, to be repeated."""
     if text is None:
-        return torch.arange(n) % num_classes if num_classes else None
+        return list(range(num_classes)) or None
     try:
-        given = [int(part) for part in text.split(",")]
+        return [int(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"--classes is {text!r}, expected labels such as 3 or 0,1,2") from None
-    return torch.tensor([given[i % len(given)] for i in range(n)])

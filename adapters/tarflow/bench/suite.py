@@ -39,7 +39,7 @@ class Setting:
         batch: B.
         dtype: see `precision`.
         seed: of z.
-        tol: see `pd.solve`; None is its default, and under bfloat16 or float16 the machine epsilon of that type.
+        tol: see `pd.solve`; None is its default, and under bfloat16 or float16 half the machine epsilon of that type.
         runs, budget, deadline: see `interleave`.
         memory: run everything once more for its peak memory.
         notify: called with a line of text now and then.
@@ -81,7 +81,7 @@ class Setting:
     def tolerance(self) -> float | None:
         """What `pd.solve` is given."""
         half = self.dtype in ("bfloat16", "float16")
-        return torch.finfo(getattr(torch, self.dtype)).eps if half and self.tol is None else self.tol
+        return torch.finfo(getattr(torch, self.dtype)).eps / 2 if half and self.tol is None else self.tol
 
 
 def schedules(length: int) -> dict[str, pd.Schedule | pd.Selective]:
