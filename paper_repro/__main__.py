@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,12 @@ Out = Annotated[Path, typer.Option(help="folder for figures, plots and the repor
 Root = Annotated[Path | None, typer.Option(help="folder of the data set, where it does not ship with a dependency")]
 Checkpoint = Annotated[Path | None, typer.Option(help="a file of weights, or a folder; trained now if left out")]
 Device = Annotated[str, typer.Option(help="cpu, cuda")]
-Scale = Annotated[str, typer.Option(help="full: the paper's batch and runs; quick: minutes on a CPU; smoke: seconds")]
+Quick = Annotated[
+    bool, typer.Option("--quick", help="what two CPU cores do in minutes, in place of the paper's batch and runs")
+]
+Smoke = Annotated[bool, typer.Option("--smoke", help="the least that runs, in seconds, on tiny flows")]
+Inception = Annotated[Path | None, typer.Option(help="the weights of FID's network; without them distances are no FID")]
+FidStats = Annotated[Path | None, typer.Option(help="FID's statistics of the data, such as Apple's; with --inception")]
 Steps = Annotated[int | None, typer.Option(help="of training, where a flow has to be trained", min=1)]
 Again = Annotated[bool, typer.Option(help="measure again what is there already")]
 OUT = Path("runs/paper")
@@ -44,19 +50,28 @@ def measure(setup: Setup, name: str, again: bool = False) -> Path:
     return path
 
 
+def scale_of(quick: bool, smoke: bool) -> str:
+    """The scale of a `Setup`."""
+    return "smoke" if smoke else "quick" if quick else "full"
+
+
 def _command(name: str) -> Callable[..., None]:
     def command(
         data: Annotated[str, typer.Option(help="see paper_repro.data.DATA")] = "digits",
         root: Root = None,
         checkpoint: Checkpoint = None,
         device: Device = "cpu",
-        scale: Scale = "quick",
+        quick: Quick = False,
+        smoke: Smoke = False,
         steps: Steps = None,
+        inception: Inception = None,
+        fid_stats: FidStats = None,
         again: Again = False,
         out: Out = OUT,
     ) -> None:
         try:
-            setup = obtain(data, out / data, root=root, checkpoint=checkpoint, device=device, scale=scale, steps=steps)
+            setup = obtain(data, out / data, root, checkpoint, device, scale_of(quick, smoke), steps)
+            setup = replace(setup, inception=inception, fid_stats=fid_stats)
             measure(setup, name, again)
         except (OSError, ValueError) as error:
             raise typer.BadParameter(str(error)) from None
@@ -75,8 +90,10 @@ def everything(
     data: Annotated[str, typer.Option(help="data sets, with commas between them")] = "digits,photos",
     root: Root = None,
     device: Device = "cpu",
-    scale: Scale = "quick",
+    quick: Quick = False,
+    smoke: Smoke = False,
     steps: Steps = None,
+    inception: Inception = None,
     again: Again = False,
     out: Out = OUT,
 ) -> None:
@@ -84,10 +101,11 @@ def everything(
     names = data.split(",")
     try:
         for each in names:
-            setup = obtain(each, out / each, root=root, checkpoint=None, device=device, scale=scale, steps=steps)
+            setup = obtain(each, out / each, root, None, device, scale_of(quick, smoke), steps)
+            setup = replace(setup, inception=inception)
             for name in EXPERIMENTS if each == names[0] else EXPERIMENTS.keys() - APART:
                 measure(setup, name, again)
-                report.write(out, names)
+            report.write(out, names)
     except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from None
     typer.echo(f"the report: {out / 'report.html'}")

@@ -36,7 +36,7 @@ class Setup:
     flow: TarFlow
     data: str
     out: Path
-    scale: str = "quick"
+    scale: str = "full"
     images: Images | None = None
     seed: int = 0
     inception: Path | None = None
@@ -81,11 +81,10 @@ class Setup:
 def obtain(
     data: str,
     out: Path,
-    *,
-    root: Path | None,
-    checkpoint: Path | None,
-    device: str,
-    scale: str,
+    root: Path | None = None,
+    checkpoint: Path | None = None,
+    device: str = "cpu",
+    scale: str = "full",
     steps: int | None = None,
 ) -> Setup:
     """The set-up for a data set: the checkpoint that is given, the digits' own flow, or one that is trained now and kept in `out`.

@@ -56,8 +56,8 @@ def test_an_experiment_measures_says_and_draws(name: str, setup: Setup) -> None:
 
 
 def test_everything_goes_on_where_it_was_stopped_and_ends_in_a_report(tmp_path: Path) -> None:
-    words = ["all", "--data", "digits", "--scale", "smoke", "--steps", "2", "--out", str(tmp_path)]
-    setup = obtain("digits", tmp_path / "digits", root=None, checkpoint=None, device="cpu", scale="smoke", steps=2)
+    words = ["all", "--data", "digits", "--smoke", "--steps", "2", "--out", str(tmp_path)]
+    setup = obtain("digits", tmp_path / "digits", scale="smoke", steps=2)
     measure(setup, "start")
     before = (tmp_path / "digits" / "start.json").read_bytes()
     done = CliRunner().invoke(app, words, catch_exceptions=False)
@@ -75,7 +75,7 @@ def test_everything_goes_on_where_it_was_stopped_and_ends_in_a_report(tmp_path: 
 def test_bad_options_say_what_was_expected(tmp_path: Path) -> None:
     for words, message in (
         (["layers", "--data", "cats"], "expected one of"),
-        (["layers", "--scale", "huge"], "expected full, quick or smoke"),
+        (["table1", "--smoke", "--steps", "1", "--inception", str(tmp_path / "none.pth")], "none.pth"),
         (["layers", "--checkpoint", str(tmp_path / "none.pth")], "does not exist"),
         (["layers", "--data", "cifar10"], "cifar"),
     ):
@@ -169,6 +169,15 @@ def test_ising_configurations_have_onsager_s_energy() -> None:
     assert float(spins.mean((1, 2)).abs().mean()) < 0.2
 
 
+def test_starts_differ(setup: Setup) -> None:
+    default = EXPERIMENTS["start"].run(setup)["passes"]["default"]
+    assert len({tuple(passes) for passes in default.values()}) > 1
+    z, y = setup.noise()
+    for name, schedule in (("z", pd.Jacobi()), ("zeros", pd.Jacobi(start="zeros"))):
+        layers = pd.solve(setup.flow.system(z, y=y), schedule).layers
+        assert default[name] == [layer.passes for layer in layers]
+
+
 def test_a_smaller_tau_is_closer(setup: Setup) -> None:
     found: dict[str, Any] = tau.run(setup)["methods"]
     for way in found.values():
@@ -176,8 +185,7 @@ def test_a_smaller_tau_is_closer(setup: Setup) -> None:
 
 
 def test_flows_that_are_needed_are_trained_once_and_then_loaded(tmp_path: Path) -> None:
-    asked: dict[str, Any] = {"root": None, "checkpoint": None, "device": "cpu", "scale": "smoke", "steps": 2}
-    first = obtain("leaves", tmp_path, **asked).flow
-    second = obtain("leaves", tmp_path, **asked).flow
+    first = obtain("leaves", tmp_path, scale="smoke", steps=2).flow
+    second = obtain("leaves", tmp_path, scale="smoke", steps=2).flow
     assert len(first.var) == 16
     assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))

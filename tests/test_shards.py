@@ -193,13 +193,13 @@ def test_another_batch_size_schedule_and_number_of_processes_may_go_on(
 
 def test_batch_sizes_and_schedules_agree_within_a_level(tmp_path: Path) -> None:
     options: list[dict[str, Any]] = [
-        dict(schedule="sequential", batch_size=8),
+        dict(schedule="sequential", batch_size=4),
         dict(schedule="sequential", batch_size=3),
-        dict(schedule="sliding", batch_size=8),
-        dict(schedule="auto", batch_size=5),
+        dict(schedule="sliding", batch_size=4),
+        dict(schedule="auto", batch_size=2),
     ]
     for index, how in enumerate(options):
-        draw(digits(), tmp_path / str(index), 8, shard_size=8, **how)
+        draw(digits(), tmp_path / str(index), 4, shard_size=4, **how)
     assert max(levels(tmp_path / "0", tmp_path / str(index)) for index in range(1, 4)) <= 1
 
 

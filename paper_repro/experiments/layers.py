@@ -86,5 +86,6 @@ def draw(figures: dict[str, Any], path: Path) -> None:
             axes.bar(at, one[what], width, label=name, align="edge")
     for axes, what in ((left, "passes"), (right, "seconds")):
         axes.set(title=f"{what} of each block", xlabel="block, in the order of generation", ylabel=what, yscale="log")
+        axes.set_xticks(range(1, 1 + len(found["sequential"][what])))
     left.legend(fontsize=8)
     figure.savefig(path, dpi=110)

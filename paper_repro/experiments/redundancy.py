@@ -96,5 +96,7 @@ def draw(figures: dict[str, Any], path: Path) -> None:
         title="cosine similarity to ordinary generation", xlabel="block, in the order of generation", ylabel="cosine"
     )
     right.set(title="distance to ordinary generation", xlabel="block, in the order of generation", ylabel="L2")
+    for axes in (left, right):
+        axes.set_xticks(blocks)
     left.legend(title="hidden predecessors", fontsize=8)
     figure.savefig(path, dpi=110)

@@ -1,10 +1,12 @@
 """Where sweeps start: zeros, z, or normal noise."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 import parallel_decode as pd
 from paper_repro.experiments import methods
@@ -22,16 +24,20 @@ def run(setup: Setup) -> dict[str, Any]:
     depth = len(setup.flow.blocks)
     generator = torch.Generator().manual_seed(setup.seed + 1)
     normal = [torch.randn(z.shape, generator=generator).to(z) for _ in range(depth)]
-    starts = {"zeros": [torch.zeros_like(z)] * depth, "z": None, "normal": normal}
-    jacobi = {methods.TAU: methods.paper()["UJD"], DEFAULT: pd.Jacobi()}
-    passes = {
+    jacobi = {methods.TAU: pd.Jacobi(freeze=False, absolute=True, tol=methods.TAU), DEFAULT: pd.Jacobi()}
+
+    def passes(schedule: pd.Jacobi, initial: list[Tensor] | None = None) -> list[int]:
+        return [layer.passes for layer in pd.solve(system, schedule, initial=initial).layers]
+
+    found = {
         str(tau): {
-            name: [layer.passes for layer in pd.solve(system, schedule, initial=start).layers]
-            for name, start in starts.items()
+            "zeros": passes(replace(schedule, start="zeros")),
+            "z": passes(replace(schedule, start="system")),
+            "normal": passes(schedule, normal),
         }
         for tau, schedule in jacobi.items()
     }
-    return {"batch": setup.batch, "passes": passes}
+    return {"batch": setup.batch, "passes": found}
 
 
 def tell(figures: dict[str, Any], data: str) -> str:
@@ -56,5 +62,6 @@ def draw(figures: dict[str, Any], path: Path) -> None:
             axes.plot(range(1, len(passes) + 1), passes, marker="o", label=name)
         title = "the default tolerance" if tau == DEFAULT else f"tau = {tau}"
         axes.set(title=f"passes of each block, {title}", xlabel="block, in the order of generation", ylabel="passes")
+        axes.set_xticks(range(1, 1 + len(next(iter(starts.values())))))
         axes.legend(title="start", fontsize=8)
     figure.savefig(path, dpi=110)

@@ -197,13 +197,16 @@ def _interval(of: dict[str, float], form: str = ".3g") -> str:
 
 
 def draw(figures: dict[str, Any], path: Path) -> None:
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for name, one in figures["methods"].items():
-        of = one["distance"]
-        below, above = max(of["value"] - of["low"], 0), max(of["high"] - of["value"], 0)
-        axes.errorbar(one["speed_up"], of["value"], yerr=[[below], [above]], marker="o", capsize=3, label=name)
-    axes.set(xscale="log", title="speed and quality", xlabel="speed-up over sequential decoding")
-    axes.set(ylabel="FID" if figures["is_fid"] else "Frechet distance (not an FID)")
-    axes.legend(fontsize=8)
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    what = "FID" if figures["is_fid"] else "Frechet distance (not an FID)"
+    panels = {"distance": what, "over_sequential": f"{what}, minus that of sequential decoding"}
+    for axes, (key, label) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        for name, one in figures["methods"].items():
+            of = one[key]
+            below, above = max(of["value"] - of["low"], 0), max(of["high"] - of["value"], 0)
+            axes.errorbar(one["speed_up"], of["value"], yerr=[[below], [above]], marker="o", capsize=3, label=name)
+        axes.set(title="same noise, paired" if key == "over_sequential" else "speed and quality", ylabel=label)
+        axes.set(xlabel="speed-up over sequential decoding")
+    figure.axes[1].axhline(0, color="gray", linewidth=0.8)
+    figure.axes[1].legend(fontsize=8)
     figure.savefig(path, dpi=110)
