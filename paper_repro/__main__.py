@@ -1,5 +1,6 @@
 """The experiments of Selective Jacobi Decoding (arXiv 2505.24791), one command each, and `all`."""
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,9 +36,19 @@ OUT = Path("runs/paper")
 
 
 def measure(setup: Setup, name: str, again: bool = False) -> Path:
-    """Run an experiment and write its figures; nothing is done where they are there already."""
+    """Run an experiment and write its figures; nothing is done where they are there already.
+
+    Raises:
+        ValueError: what is there is of another flow, scale or seed.
+    """
     path = setup.out / f"{name}.json"
+    about = {"data": setup.data, "scale": setup.scale, "seed": setup.seed, "model": setup.flow.fingerprint()}
     if path.exists() and not again:
+        there = json.loads(path.read_text())
+        if other := [
+            f"{key} {there.get(key)} in place of {value}" for key, value in about.items() if there.get(key) != value
+        ]:
+            raise ValueError(f"{path} is of {', '.join(other)}: pass --again to replace it, or another --out")
         typer.echo(f"{setup.data}, {name}: there already")
         return path
     typer.echo(f"{setup.data}, {name} ...")
@@ -45,7 +56,7 @@ def measure(setup: Setup, name: str, again: bool = False) -> Path:
     setup.out.mkdir(parents=True, exist_ok=True)
     found = EXPERIMENTS[name].run(setup)
     seconds = time.perf_counter() - began
-    write(path, {"data": setup.data, "scale": setup.scale, "seed": setup.seed, "seconds": round(seconds, 1), **found})
+    write(path, {**about, "seconds": round(seconds, 1), **found})
     typer.echo(f"{setup.data}, {name}: {seconds:.1f} s")
     return path
 
@@ -103,8 +114,9 @@ def everything(
         for each in names:
             setup = obtain(each, out / each, root, None, device, scale_of(quick, smoke), steps)
             setup = replace(setup, inception=inception)
-            for name in EXPERIMENTS if each == names[0] else EXPERIMENTS.keys() - APART:
-                measure(setup, name, again)
+            for name in EXPERIMENTS:
+                if each == names[0] or name not in APART:
+                    measure(setup, name, again)
             report.write(out, names)
     except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from None

@@ -45,6 +45,8 @@ class Setup:
     def __post_init__(self) -> None:
         if self.scale not in ("full", "quick", "smoke"):
             raise ValueError(f"scale is {self.scale!r}, expected full, quick or smoke")
+        if self.fid_stats is not None and self.inception is None:
+            raise ValueError("--fid-stats are statistics of FID's features, which need --inception")
 
     def pick(self, full: int, quick: int, smoke: int) -> int:
         """The number for this scale."""

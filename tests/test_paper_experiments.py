@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +73,24 @@ def test_everything_goes_on_where_it_was_stopped_and_ends_in_a_report(tmp_path: 
     assert again.output.count("there already") == len(EXPERIMENTS)
 
 
+def test_figures_of_another_flow_or_scale_are_not_taken_for_these(setup: Setup) -> None:
+    measure(setup, "start")
+    with torch.no_grad():
+        setup.flow.blocks[0].proj_in.weight.mul_(1.1)  # type: ignore[union-attr,operator]
+    with pytest.raises(ValueError, match="pass --again"):
+        measure(setup, "start")
+    with pytest.raises(ValueError, match="scale smoke in place of quick"):
+        measure(replace(setup, scale="quick"), "start")
+    measure(setup, "start", again=True)
+
+
 def test_bad_options_say_what_was_expected(tmp_path: Path) -> None:
     for words, message in (
         (["layers", "--data", "cats"], "expected one of"),
         (["table1", "--smoke", "--steps", "1", "--inception", str(tmp_path / "none.pth")], "none.pth"),
         (["layers", "--checkpoint", str(tmp_path / "none.pth")], "does not exist"),
         (["layers", "--data", "cifar10"], "cifar"),
+        (["table1", "--smoke", "--steps", "1", "--fid-stats", "a.pth"], "need --inception"),
     ):
         done = CliRunner().invoke(app, [*words, "--out", str(tmp_path)], env={"COLUMNS": "300"})
         assert done.exit_code == 2 and message in done.output, done.output
