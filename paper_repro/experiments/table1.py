@@ -199,7 +199,7 @@ def _interval(of: dict[str, float], form: str = ".3g") -> str:
 def draw(figures: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     what = "FID" if figures["is_fid"] else "Frechet distance (not an FID)"
-    panels = {"distance": what, "over_sequential": f"{what}, minus that of sequential decoding"}
+    panels = {"distance": what, "over_sequential": "difference to sequential decoding"}
     for axes, (key, label) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         for name, one in figures["methods"].items():
             of = one[key]
