@@ -58,7 +58,7 @@ def obtain(folder: Path, config: dict[str, Any], seconds: float, device: str) ->
     try:
         from paper_repro.data import Photographs
 
-        data: Photographs | Smooth = Photographs()
+        data: Any = Photographs()
     except (ImportError, OSError) as error:
         Console(stderr=True).print(f"no photographs ({error}): smooth random images take their place")
         data = Smooth()
