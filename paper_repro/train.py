@@ -111,7 +111,7 @@ def train(
     learnt = flow if average is None else cast(TarFlow, average.module)
     losses: list[float] = []
     for step in (bar := tqdm(range(first, steps), initial=first, total=steps, unit="step", disable=rank > 0)):
-        x, y = _batch(data, batch_size, config["noise_std"], drop_label, (seed << 32) + step)
+        x, y = _batch(data, batch_size, config["noise_std"], drop_label, _seed(seed, step))
         x, y = x[rank::world].to(device), None if y is None else y[rank::world].to(device)
         for group in optimizer.param_groups:
             group["lr"] = lr * rate(step, steps)
@@ -149,6 +149,13 @@ def _batch(data: "Images", size: int, noise_std: float, drop_label: float, seed:
     x, y = data.batch(size, generator)
     x = x + noise_std * torch.randn(x.shape, generator=generator)
     return x, None if y is None else torch.where(torch.rand(size, generator=generator) < drop_label, -1, y)
+
+
+def _seed(seed: int, step: int) -> int:
+    """Of a step's batch. torch's CPU generator keeps 32 bits of it, so that seed and step have to share them."""
+    return (
+        2654435761 * seed + step
+    ) % 2**32  # an odd factor, near 2^32 over the golden ratio: trainings of few seeds lie far apart
 
 
 def _mean(value: Tensor, world: int) -> Tensor:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from paper_repro.__main__ import app
 from paper_repro.data import Digits, Photographs
-from paper_repro.train import held_out_loss, rate, train
+from paper_repro.train import _batch, _seed, held_out_loss, rate, train
 from parallel_decode.adapters.tarflow import TarFlow
 
 CONFIG = dict(
@@ -79,6 +79,15 @@ def test_an_average_of_the_weights_is_what_is_saved_and_resumed(tmp_path: Path) 
     assert not all(torch.equal(p, q) for p, q in zip(first.parameters(), third.parameters(), strict=True))
     with pytest.raises(ValueError, match="with ema: resume as it was begun"):
         next(train(tmp_path / "parts", Digits(), CONFIG, **OPTIONS, resume=True))
+
+
+def test_seeds_and_steps_have_batches_of_their_own() -> None:
+    batches = [
+        _batch(Digits(), 4, 0.1, 0.1, _seed(seed, step))[0]
+        for seed, step in ((0, 0), (0, 1), (1, 0), (1, 1), (2**20, 1))
+    ]
+    for index, one in enumerate(batches):
+        assert not any(torch.equal(one, other) for other in batches[:index])
 
 
 def test_processes_share_a_batch(tmp_path: Path) -> None:
