@@ -64,7 +64,7 @@ class Options(NamedTuple):
     schedule: Schedule
     chooser: Chooser
     tol: Tolerance
-    ragged: bool  # whether rows have windows of their own
+    ragged: bool  # whether rows may have windows of their own
     claim: Claim
 
 
@@ -138,7 +138,7 @@ class Run:
                 f"{options.schedule!r} chose {p} with the front at {fronts.min} of {fronts.length}: a window is a range that rises from the front"
             )
         changed_from = self._changed_from
-        if not options.ragged or fronts.uniform:
+        if fronts.uniform or not (options.ragged and options.chooser.ragged):
             first = changed_from if isinstance(changed_from, int) else int(changed_from.min())
             self._starts = p.start
             return Window(p, min(first, p.start))

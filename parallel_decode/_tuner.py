@@ -25,6 +25,8 @@ BREAK_OFF = 10.0  # times slower than sequential decoding by the first pass, and
 class Tuner:
     """Chooses the windows of one run."""
 
+    ragged = True  # if its schedule is
+
     def __init__(
         self, correction: Correction | None, costs: Costs, gains: Gains, arms: list[Arm], asynchronous: bool
     ) -> None:

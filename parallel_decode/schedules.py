@@ -18,6 +18,10 @@ class Chooser(Protocol):
     def correction(self) -> Correction | None:
         """The correction of this pass."""
 
+    @property
+    def ragged(self) -> bool:
+        """Whether rows have windows of their own in this pass, if the schedule and the system are ragged."""
+
     def window(self, front: int, length: int) -> range:
         """See `Schedule.window`."""
 
@@ -55,7 +59,7 @@ class Schedule(ABC):
 
     @property
     def ragged(self) -> bool:
-        """Whether every row gets a window of its own, at its own front, from systems that offer it."""
+        """Whether rows may get windows of their own, at their own fronts, from systems that offer it."""
         return False
 
     @property

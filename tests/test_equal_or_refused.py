@@ -22,7 +22,7 @@ from transformers import (
 
 import parallel_decode as pd
 from parallel_decode.adapters.causal_lm import parallel_generate
-from parallel_decode.adapters.causal_lm.cache import NAME, ROOM, FixedLayer
+from parallel_decode.adapters.causal_lm.cache import NAME, ROOM, FixedLayer, Slots
 from parallel_decode.tokens import Gumbel
 from tests.test_causal_lm import HOW, MODELS, PAD, SMALL, Stream, V, both, make, prompts
 
@@ -632,3 +632,17 @@ def test_mixed_precision_is_tried_as_it_computes() -> None:
     options = {**prompts(1), "do_sample": False, "max_new_tokens": 8, "pad_token_id": PAD}
     with torch.autocast("cpu", torch.bfloat16):
         model.generate(**options, custom_generate=parallel_generate, schedule=pd.Sliding(6))  # no warning
+
+
+def test_layers_of_a_sliding_window_are_given_back_no_longer_than_generate_leaves_them() -> None:
+    """Whatever was read last: while windows may be taken back, such a layer keeps more than its window."""
+    config = make("Gemma 3").config
+    slots = Slots(DynamicCache(config=config), 1, 4)
+    slots.record()
+    for count in (12, 7):
+        for index in range(config.num_hidden_layers):
+            slots.cache.update(torch.zeros(1, 1, count, 16), torch.zeros(1, 1, count, 16), index)
+    given = slots.give_back()
+    assert [layer.keys.shape[2] for layer in given.layers] == [config.sliding_window - 1, 19]
+    given.update(torch.zeros(1, 1, 1, 16), torch.zeros(1, 1, 1, 16), 0)
+    assert given.layers[0].keys.shape[2] == config.sliding_window - 1

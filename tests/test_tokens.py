@@ -229,3 +229,18 @@ def test_drafts_that_would_bias_a_coupling_are_refused() -> None:
     drafting(NGram(recycles=True, fresh=False))
     with pytest.raises(ValueError, match="bias"):
         drafting(NGram(recycles=True, fresh=False), couples=True)
+
+
+@pytest.mark.parametrize("coupling", [Maximal, Speculative])
+def test_what_could_not_be_drawn_is_no_sample_of_the_next_pass(coupling: type[Maximal]) -> None:
+    """Where a wrong draft before it left a position without scores, it is drawn as if it was new."""
+    choice = coupling(torch.Generator().manual_seed(0))
+    drafts, places, rows = torch.tensor([[1, 2]]), torch.tensor([[0, 1]]), torch.zeros(1, dtype=torch.long)
+    scores = torch.zeros(1, 2, 8)
+    scores[0, 1] = float("nan")
+    found = choice(scores, drafts, torch.ones(1, 2, dtype=torch.bool), places, rows)
+    assert choice.undrawable is not None and choice.undrawable.tolist() == [[False, True]]
+    scores = torch.full((1, 2, 8), -float("inf"))
+    scores[0, 0, found[0, 0]] = scores[0, 1, 5] = 0.0  # nothing else can be
+    assert choice(scores, found, torch.zeros(1, 2, dtype=torch.bool), places, rows).tolist() == [[int(found[0, 0]), 5]]
+    assert not bool(choice.undrawable.any())

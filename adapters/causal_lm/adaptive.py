@@ -1,5 +1,6 @@
 """`Adaptive`: windows as wide as the present draft is good for."""
 
+import math
 import time
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from parallel_decode._allowance import Allowance
 from parallel_decode._costs import LOCK, Timings
 from parallel_decode.adapters.causal_lm.system import CausalLM
 from parallel_decode.schedules import Chooser, Schedule
@@ -14,9 +16,11 @@ from parallel_decode.system import TriangularSystem
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 SLOWER = 0.03  # for each further token of a pass, as long as nothing was measured
-URGENCY = 4.0  # how much more a row counts that has more left to do: the batch is done when its last row is
+APART = 1.1  # likewise, of rows at fronts of their own, which need a mask
+URGENCY = 4  # how much more a row counts that has more left to do: the batch is done when its last row is
 MARGIN = 1.1  # what a window has to promise over a single token: what is expected of drafts is uncertain
 KEPT = 15  # samples of what a pass costs
+ENOUGH = 2  # of them are believed
 
 
 @dataclass(frozen=True, repr=False)
@@ -24,11 +28,12 @@ class Adaptive(Schedule):
     """For each pass the width that promises the most tokens per second, 1 where no draft is worth reading.
 
     What a pass costs by its width is measured as it runs, and how often drafts of each kind come true is counted (the first token, and each further one
-    given those before it); both are remembered within the process.
+    given those before it); both are remembered within the process. Windows that turn out to lose are given up: what may be lost is two passes, and a
+    hundredth of all.
 
     Attributes:
         most: the widest window.
-        per_row: rows have windows of their own, at their own fronts, where the cache allows it.
+        per_row: rows may have windows of their own, at their own fronts, where the cache allows it.
     """
 
     most: int = 64
@@ -52,31 +57,49 @@ class Adaptive(Schedule):
         most = 1 if system.processors.unknown else self.most
         key = system.cost_key, torch.get_num_threads()
         with LOCK:
-            records = _RECORDS.setdefault((key, type(system.choice), type(system.guess)), {})
-            for record in records.values():
+            memory = _MEMORIES.setdefault((key, type(system.choice), type(system.guess)), _Memory())
+            for record in memory.records.values():
                 record.fade(16)  # another text may be another matter
-            return _Tuner(system, _COSTS.setdefault(key, {}), records, most)
+            return _Tuner(system, _COSTS.setdefault(key, {}), memory, most, self.per_row and system.ragged)
 
 
-class _Costs(Timings):
-    """Seconds of a pass by width, for so many rows; where nothing was measured each further token adds `SLOWER` of a pass of one for each row."""
+class _Costs:
+    """Seconds of a pass by width, for so many rows; where nothing was measured each further token adds `SLOWER` of a pass of one for each row.
+
+    Attributes:
+        tables: the seconds of all `WIDTHS`, of rows in step and (True) of rows at fronts of their own.
+    """
 
     def __init__(self, rows: int) -> None:
         slower = SLOWER * rows
-        super().__init__(lambda size, near, t: t * (1 + slower * (size - 1)) / (1 + slower * (near - 1)), int, 2, KEPT)
+
+        def beyond(size: float, near: int, seconds: float) -> float:
+            return seconds * (1 + slower * (size - 1)) / (1 + slower * (near - 1))
+
+        self.timings = {apart: Timings(beyond, int, ENOUGH, KEPT) for apart in (False, True)}
         self.added = 0
-        self.table = self._table()
+        self._tabulate()
 
-    def add(self, size: int, seconds: float) -> bool:
-        known = super().add(size, seconds)
+    def add(self, size: int, apart: bool, seconds: float) -> None:
         self.added += 1
-        if known or self.added % 8 == 0:
-            self.table = self._table()
-        return known
+        if self.timings[apart].add(size, seconds) or self.added % 32 == 0:
+            self._tabulate()
 
-    def _table(self) -> dict[int, float]:
-        measured = self.measured() or [(1, 1.0)]
-        return {width: self.seconds(width, measured) for width in WIDTHS}
+    def of(self, size: int, apart: bool, seconds: float | None = None) -> float:
+        """Seconds of such a pass: the least that such passes took, or what is expected; `seconds`, if this one took less or none are known."""
+        expected = self.tables[apart].get(size)
+        if seconds is None:
+            return self.tables[apart][1] if expected is None else expected
+        return min(expected, seconds) if expected is not None and self.timings[apart].knows(size) else seconds
+
+    def _tabulate(self) -> None:
+        together = self.timings[False].measured() or [(1, 1.0)]
+        table = {width: self.timings[False].seconds(width, together) for width in WIDTHS}
+        apart = self.timings[True].measured()
+        self.tables = {
+            False: table,
+            True: {w: self.timings[True].seconds(w, apart) if apart else APART * table[w] for w in WIDTHS},
+        }
 
 
 class _Record:
@@ -101,61 +124,135 @@ class _Record:
             scale = min(1.0, most / counts[1])
             counts[0], counts[1] = scale * counts[0], scale * counts[1]
 
-    def expected(self, drafted: int) -> float:
-        """How many of so many drafts come true."""
-        a, b = self.first[0] / self.first[1], self.further[0] / self.further[1]
-        return a * (1 - b**drafted) / (1 - b) if b < 1 else a * drafted
+    @property
+    def chances(self) -> tuple[float, float]:
+        """That the first draft comes true, and each further one if those before it do."""
+        return self.first[0] / self.first[1], self.further[0] / self.further[1]
+
+
+class _Memory:
+    """What is kept from run to run, besides costs."""
+
+    def __init__(self) -> None:
+        self.records: dict[int, _Record] = {}
+        self.allowance = Allowance()
+
+    def record(self, kind: int) -> _Record:
+        if kind not in self.records:
+            self.records[kind] = _Record(kind)
+        return self.records[kind]
 
 
 _COSTS: dict[Hashable, dict[int, _Costs]] = {}  # by rows
-_RECORDS: dict[Hashable, dict[int, _Record]] = {}
+_MEMORIES: dict[Hashable, _Memory] = {}
 
 
 class _Tuner:
+    """Chooses the windows of one run.
+
+    Attributes:
+        ragged: whether rows have windows of their own in the next pass.
+    """
+
     correction = None
 
-    def __init__(self, system: CausalLM, costs: dict[int, _Costs], records: dict[int, _Record], most: int) -> None:
-        self.drafting, self.costs, self.records, self.most = system.drafting, costs, records, most
+    def __init__(
+        self, system: CausalLM, costs: dict[int, _Costs], memory: _Memory, most: int, per_row: bool = False
+    ) -> None:
+        self.drafting, self.costs, self.memory, self.most, self.per_row = system.drafting, costs, memory, most, per_row
+        self.ragged = self.apart = False
         self.read = self.passes = 0
-        self.began = 0.0
+        self.began = self.before = 0.0
+        self.rows = self._rows()
+
+    def _rows(self) -> _Costs:
+        rows = len(self.drafting.texts)
+        if rows not in self.costs:
+            self.costs[rows] = _Costs(rows)
+        return self.costs[rows]
 
     def window(self, front: int, length: int) -> range:
         now = time.perf_counter()
         with LOCK:
-            costs = self._costs()
+            left = self._left()
+            distance = _distance(left)
             if self.passes > 1:  # the first reads the prompt
-                costs.add(self.read, now - self.began)
+                self.rows.add(self.read, self.apart, now - self.began)
+                self._settle(self.before - distance, now - self.began)
+            self.rows, self.before = self._rows(), distance
             self.passes += 1
-            self.read = min(self._best(costs), length - front)
-        self.began = now
+            self.read = min(self._best(left, distance), length - front)
+        self.began = time.perf_counter()
         return range(front, front + self.read)
 
     def after_pass(self, system: TriangularSystem) -> None:
         """Count what came true of the drafts."""
         assert isinstance(system, CausalLM)
-        self.drafting = system.drafting
+        self.drafting, self.apart = system.drafting, system.apart
         with LOCK:
             for kind, accepted, read in self.drafting.outcomes:
-                self.records.setdefault(kind, _Record(kind)).add(accepted, read)
+                self.memory.record(kind).add(accepted, read)
 
     def finish(self, front: int, length: int) -> None:
-        """Nothing to do: all is noted."""
+        """Settle the last pass."""
+        if self.passes > 1:
+            gained = 1 + min((outcome.accepted for outcome in self.drafting.outcomes), default=0)
+            with LOCK:
+                self._settle(min(gained, self.before))
 
-    def _costs(self) -> _Costs:
-        rows = len(self.drafting.texts)
-        return self.costs.setdefault(rows, _Costs(rows))
+    def _settle(self, gained: float, seconds: float | None = None) -> None:
+        if self.rows.timings[False].knows(1):
+            cost = self.rows.of(self.read, self.apart, seconds) / self.rows.tables[False][1]
+            self.memory.allowance.settle(cost, gained)
 
-    def _best(self, costs: _Costs) -> int:
-        """The width for the drafts that there are now."""
+    def _left(self) -> dict[int, int]:
+        """How many positions each row has to do that goes on."""
         drafting = self.drafting
-        left = {row: drafting.length - drafting.final(row) for row in drafting.going()}
-        most = max(left.values(), default=1)
-        records = [
-            ((left[row] / most) ** URGENCY, self.records.setdefault(kind, _Record(kind)))
-            for row in left
-            if (kind := drafting.kinds[row]) is not None
-        ]
-        widths = [w for w in WIDTHS if w <= self.most]
-        gains = {w: sum(weight * (1 + r.expected(w - 1)) for weight, r in records) / costs.table[w] for w in widths}
-        best = max(gains, key=gains.__getitem__)
-        return best if gains[best] > MARGIN * gains[1] else 1
+        return {row: left for row in drafting.going() if (left := drafting.length - drafting.final(row)) > 0}
+
+    def _best(self, left: dict[int, int], distance: float) -> int:
+        """The width for the drafts that there are now; notes whether rows have windows of their own."""
+        costs = self.rows
+        single, most = costs.tables[False][1], max(left.values(), default=1)
+        apart = self.per_row and min(left.values(), default=most) < most
+        lead = most - distance  # worth nothing, if rows wait for the slowest
+        keeping = most * (costs.tables[True][1] / single - 1)  # what it takes to keep it
+        self.ragged = apart and keeping < lead
+        if not costs.timings[False].knows(1):
+            return 1
+        table, owed = costs.tables[apart], min(lead, keeping) if apart else 0.0
+        widths = [w for w in WIDTHS if w <= self.most and self.memory.allowance.covers(owed + table[w] / single - 1)]
+        terms = self._terms(left, distance)
+        least = MARGIN * _gain(terms, 1) / table[1]
+        if (
+            len(widths) < 2 or _gain(terms, widths[-1]) / table[widths[1]] <= least
+        ):  # not even if the widest cost no more
+            return 1
+        rates = {width: _gain(terms, width) / table[width] for width in widths}
+        best = max(rates, key=rates.__getitem__)
+        if best == 1 or rates[best] <= least:
+            return 1
+        self.ragged = self.per_row
+        return best
+
+    def _terms(self, left: dict[int, int], distance: float) -> list[tuple[float, float, float]]:
+        """What windows gain: weights, and the chances of the first draft and of each further one."""
+        kinds = self.drafting.kinds
+        chances = [(left[row], self.memory.record(kind).chances) for row in left if (kind := kinds[row]) is not None]
+        if not self.per_row:  # all wait for the slowest
+            return [(1.0, math.prod(first for _, (first, _) in chances), math.prod(more for _, (_, more) in chances))]
+        return [((rest / distance) ** URGENCY / len(chances), first, more) for rest, (first, more) in chances]
+
+
+def _gain(terms: list[tuple[float, float, float]], width: int) -> float:
+    """By how much a window lessens the distance."""
+    return sum(
+        weight * (1 + (first * (1 - further ** (width - 1)) / (1 - further) if further < 1 else first * (width - 1)))
+        for weight, first, further in terms
+    )
+
+
+def _distance(left: dict[int, int]) -> float:
+    """Passes of sequential decoding to the end: what the slowest row has left, if the others have as much, and less as long as they may yet be the slower ones."""
+    power = URGENCY + 1
+    return float((sum(rest**power for rest in left.values()) / max(1, len(left))) ** (1 / power))

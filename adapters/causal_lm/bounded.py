@@ -40,6 +40,10 @@ class _Bounded:
     def correction(self) -> Correction | None:
         return self.chooser.correction
 
+    @property
+    def ragged(self) -> bool:
+        return self.chooser.ragged
+
     def window(self, front: int, length: int) -> range:
         return _bounded(self.chooser, self.end, front, length)
 

@@ -145,6 +145,8 @@ class Slots:
 
     def give_back(self) -> Any:
         """The cache that was given, with what this one holds."""
+        if self.records:
+            self._crop(0)  # what was kept for a rewind
         if not self.static:
             self.given.layers = [
                 layer.plain() if isinstance(layer, FixedLayer) else layer for layer in self.cache.layers
@@ -213,10 +215,10 @@ class Slots:
         self.known = self.known[host]
         self.columns = None if self.columns is None else self.columns[host]
 
-    def align(self, most: int) -> int:
-        """Move the slots of all rows together, up to the column that the slowest row has, and to `most`; returns that."""
+    def align(self, most: int, going: Tensor | None = None) -> int:
+        """Move the slots of all rows together, up to the column that the slowest row has (of those that are `going`, all by default), and to `most`; returns that."""
         if self.columns is not None:
-            most = min(most, int(self.known.min()))
+            most = min(most, int((self.known if going is None or not bool(going.any()) else self.known[going]).min()))
             self.rewind(torch.full_like(self.known, most))
             self._compact(most)
             self.columns, self.filled = None, most
@@ -239,9 +241,13 @@ class Slots:
         there = self.columns >= 0
         order = there.int().argsort(dim=1, stable=True)[:, -most:] if most else self.columns[:, :0]
         self.columns = self.columns.gather(1, order)
+        moved = (order != torch.arange(order.shape[1])).any(0).nonzero()
+        first = int(moved[0]) if len(moved) else order.shape[1]  # those before are where they belong
         for layer in self.cache.layers:
             if layer.is_initialized:
-                index = order.to(layer.keys.device)[:, None, :, None]
+                index = order[:, first:].to(layer.keys.device)[:, None, :, None]
                 for name in ("keys", "values"):
                     kept = getattr(layer, name)
-                    setattr(layer, name, kept.gather(2, index.expand(-1, kept.shape[1], -1, kept.shape[3])))
+                    new = kept.gather(2, index.expand(-1, kept.shape[1], -1, kept.shape[3]))
+                    kept[:, :, first : order.shape[1]] = new
+                    setattr(layer, name, kept[:, :, : order.shape[1]])

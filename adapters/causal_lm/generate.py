@@ -23,7 +23,7 @@ from parallel_decode.schedules import Schedule, Sequential
 from parallel_decode.selective import Selective, as_schedule
 from parallel_decode.solver import solve
 from parallel_decode.tokens.choices import Choice, Greedy, Gumbel, Maximal, Speculative
-from parallel_decode.tokens.guesses import Guess, Row, as_guess
+from parallel_decode.tokens.guesses import Guess, Last, Row, as_guess
 
 SAMPLING: dict[str, Callable[[int, torch.device, torch.Generator | None], Choice]] = {
     "gumbel": Gumbel,
@@ -99,7 +99,9 @@ def parallel_generate(
             raise ValueError(f"sampling is {sampling!r}, expected one of {', '.join(map(repr, SAMPLING))}")
         choice = SAMPLING[sampling](len(input_ids), input_ids.device, generator) if config.do_sample else Greedy()
         chosen = Adaptive() if schedule == "auto" else as_schedule(schedule)
-        own = {"choice": choice, "guess": as_guess(guess), "stream": streamer}
+        drafts = as_guess(guess)
+        drafts = Last() if isinstance(chosen, Sequential) else drafts  # which nothing would read
+        own = {"choice": choice, "guess": drafts, "stream": streamer}
         system = _system(model, input_ids.long(), logits_processor, stopping_criteria, config, model_kwargs, own)
         if why := _one_by_one(system, chosen):
             warnings.warn(f"{why}: tokens are decoded one by one", stacklevel=2)

@@ -61,13 +61,14 @@ class Generation(CausalLM):
         return torch.where(self.ended, fronts, fronts[~self.ended].min())
 
     def _end_rows(self, x: Tensor, fronts: Tensor, new: dict[int, int]) -> Tensor:
+        if not (self.eos or self.criteria or self.stream is not None):
+            return fronts
         fronts = fronts.clone()
         for row, count in new.items():
-            if self.eos and int(self.lengths[self.rows[row]]) == self.length:
-                text = self.drafting.texts[row]
-                at = next((i for i in range(len(text) - count, len(text)) if text[i] in self.eos), None)
-                if at is not None:
-                    self._stop(x, fronts, row, self.drafting.final(row) + at + 1 - len(text))
+            text = self.drafting.texts[row]
+            at = next((i for i in range(len(text) - count, len(text)) if text[i] in self.eos), None)
+            if at is not None and int(self.lengths[self.rows[row]]) == self.length:
+                self._stop(x, fronts, row, self.drafting.final(row) + at + 1 - len(text))
         self._check(x, fronts)
         held = self._in_step(fronts)
         for row in () if held is fronts else (held < fronts).nonzero()[:, 0].tolist():

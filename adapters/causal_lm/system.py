@@ -119,7 +119,7 @@ class CausalLM(TriangularSystem):
         self.ended = torch.zeros(len(ids), dtype=torch.bool)
         self.guessed = torch.ones(len(ids), self.length, dtype=torch.bool, device=ids.device)
         self.starts, self.width = torch.zeros(len(ids), dtype=torch.long), 0
-        self.sound = torch.full((len(ids),), self.length)  # from this position on a row has no scores that count
+        self.sound: Tensor | None = None  # from which position on each row has no scores that count; None if all do
         vocabulary = getattr(self.model.get_input_embeddings(), "num_embeddings", None)
         self.drafting = Drafting(self.guess, self.prompt.tokens(), self.length, self.choice.couples, vocabulary)
 
@@ -142,6 +142,11 @@ class CausalLM(TriangularSystem):
         """The position before which windows have to end: the column before it is the last that they may read."""
         until = self.limits.until
         return self.length if until is None else max(0, min(self.length, until - self.layout.columns + 1))
+
+    @property
+    def apart(self) -> bool:
+        """Whether rows stand at columns of their own, which takes a mask."""
+        return self.slots.columns is not None
 
     @property
     def length(self) -> int:
@@ -167,14 +172,14 @@ class CausalLM(TriangularSystem):
         fronts = self._sound(fronts)
         new = self.drafting.accept(x, fronts.tolist(), self.starts.tolist(), self.width)
         fronts = self._end_rows(x, fronts, new)
-        for row, positions in self.drafting.write(x):
+        written = self.drafting.write(x)
+        for row, positions in written if self.choice.couples else ():
             self.guessed[row, positions.start : positions.stop] = True
         return fronts
 
     def _sound(self, fronts: Tensor) -> Tensor:
         """The fronts, but no row's beyond the positions that have scores."""
-        held = (self.sound < fronts) & ~self.ended
-        if not bool(held.any()):
+        if self.sound is None or not bool((held := (self.sound < fronts) & ~self.ended).any()):
             return fronts
         final = torch.tensor([self.drafting.final(row) for row in range(len(fronts))])
         return torch.where(held, torch.maximum(self.sound, final), fronts)
@@ -223,13 +228,15 @@ class CausalLM(TriangularSystem):
                 self._read(x, 0, before - 1, 1)
             self.slots.record()
         first: int | Tensor
-        if window.shift is None and self.slots.columns is None:
+        if window.shift is None and self.slots.columns is not None:
+            self.slots.align(before + start, ~self.ended.repeat(self.copies))
+        if window.shift is None:
             first = self.slots.reach(changed)
             count = before + last - first
             self.starts = torch.full((len(x),), start)
         else:
             self.slots.spread()
-            shift = torch.zeros(len(x), dtype=torch.long) if window.shift is None else window.shift.cpu()
+            shift = window.shift.cpu()
             self.starts, each = start + shift, shift.repeat(self.copies)
             end = before + last + each
             wanted = (end - torch.minimum(changed + each, self.slots.known))[~self.ended.repeat(self.copies)]
@@ -243,6 +250,7 @@ class CausalLM(TriangularSystem):
         drafts = window.take(x)
         guessed = window.take(self.guessed) if self.choice.couples else None
         tokens = self.choice(self.scores, drafts, guessed, positions, self.rows)
+        self._note_undrawable(positions)
         if guessed is not None:
             window.put(self.guessed, torch.zeros_like(guessed))
         return tokens
@@ -259,10 +267,23 @@ class CausalLM(TriangularSystem):
         if self.processors.processors:
             own = scores.clone() if self.guidance is None else scores
             scores, count = self.processors(self.prompt.text(x), own, self.prompt.columns + positions)
-        self.sound = positions[:, -1] + 1 if count == scores.shape[1] else positions[:, count]
-        if (wrong := self.choice.undrawable(scores)) is not None:
-            wrong = wrong.cpu() & ~self.ended[:, None]
-            if bool(wrong[:, 0].any()):
-                raise RuntimeError("probability tensor contains either `inf`, `nan` or element < 0")
-            self.sound = torch.where(wrong, positions, self.sound[:, None]).amin(1)
+        if scores.shape[1] == 1 == count:  # a pass that moves no row beyond it
+            self.sound = None
+        else:
+            self.sound = positions[:, -1] + 1 if count == scores.shape[1] else positions[:, count]
         return scores
+
+    def _note_undrawable(self, positions: Tensor) -> None:
+        """Positions (B, W) from the first one on that nothing could be drawn for do not count.
+
+        Raises:
+            RuntimeError: it is a row's next.
+        """
+        wrong = self.choice.undrawable
+        if wrong is None or not bool(wrong.any()):
+            return
+        wrong = wrong.cpu() & ~self.ended[:, None]
+        if bool(wrong[:, 0].any()):
+            raise RuntimeError("probability tensor contains either `inf`, `nan` or element < 0")
+        if self.sound is not None:
+            self.sound = torch.where(wrong, positions, self.sound[:, None]).amin(1)

@@ -21,9 +21,12 @@ class Choice(ABC):
 
     Attributes:
         couples: whether it asks what was `guessed`.
+        undrawable: where nothing could be drawn from the scores of the last call, since they were NaN, infinite, or -inf all: shape (B, W); None if that
+            does not matter. The tokens there mean nothing.
     """
 
     couples = False
+    undrawable: Tensor | None = None
 
     @abstractmethod
     def __call__(
@@ -39,10 +42,6 @@ class Choice(ABC):
             rows: the rows' numbers in the batch as it was at first, shape (B,), on the host.
         """
 
-    def undrawable(self, scores: Tensor) -> Tensor | None:
-        """Where nothing can be drawn from scores (B, W, V), since they are NaN, infinite, or -inf all: shape (B, W); None if that does not matter."""
-        return ~scores.amax(-1).isfinite()
-
     def finish(self, length: int) -> None:  # noqa: B027
         """For who decodes, at the end: the texts ended after so many positions, the longest row's (L, unless all rows ended before)."""
 
@@ -54,9 +53,6 @@ class Greedy(Choice):
         self, scores: Tensor, drafts: Tensor, guessed: Tensor | None, positions: Tensor, rows: Tensor
     ) -> Tensor:
         return scores.argmax(-1)
-
-    def undrawable(self, scores: Tensor) -> Tensor | None:
-        return None
 
 
 class Gumbel(Choice):
@@ -82,11 +78,12 @@ class Gumbel(Choice):
     def __call__(
         self, scores: Tensor, drafts: Tensor, guessed: Tensor | None, positions: Tensor, rows: Tensor
     ) -> Tensor:
-        if len(rows) and int(rows.max()) >= self.batch:
+        numbers, places = rows.tolist(), positions.tolist()
+        if max(numbers, default=0) >= self.batch:
             raise ValueError(
-                f"row {int(rows.max())} of a batch of {self.batch}: make Gumbel for the batch as it is at first"
+                f"row {max(numbers)} of a batch of {self.batch}: make Gumbel for the batch as it is at first"
             )
-        first, last = int(positions.min()), int(positions.max())
+        first, last = min(map(min, places)), max(map(max, places))
         self.vocabulary = scores.shape[-1]
         for position in [p for p in self.noise if p < first]:
             del self.noise[position]
@@ -98,11 +95,12 @@ class Gumbel(Choice):
             if position not in self.noise:
                 self.noise[position] = self._draw(self._at(position))
         probabilities = scores.softmax(-1)
-        if bool((positions == positions[:1]).all()):
-            q = torch.stack([self.noise[p] for p in positions[0].tolist()], 1)
+        self.undrawable = _undrawable(probabilities)
+        if all(line == places[0] for line in places):
+            q = torch.stack([self.noise[p] for p in places[0]], 1)
             q = q if len(rows) == self.batch else q[rows.to(q.device)]
         else:
-            each = zip(rows.tolist(), positions.tolist(), strict=True)
+            each = zip(numbers, places, strict=True)
             q = torch.stack([torch.stack([self.noise[p][row] for p in line]) for row, line in each])
         return (probabilities / q).argmax(-1)
 
@@ -124,6 +122,11 @@ class Gumbel(Choice):
         generator = torch.Generator(self.device)
         generator.set_state(self.states[position])
         return generator
+
+
+def _undrawable(probabilities: Tensor) -> Tensor:
+    """Where the scores had no softmax: it is NaN all over then."""
+    return probabilities[..., 0].isnan()
 
 
 def _default(device: torch.device) -> torch.Generator:
@@ -151,8 +154,9 @@ class Maximal(Choice):
     ) -> Tensor:
         assert guessed is not None
         p = scores.softmax(-1)
+        self.undrawable = _undrawable(p)
         row, column, q, sampled = self._drawn_from(p, positions, rows)
-        sampled = sampled & ~guessed
+        sampled = sampled & ~guessed & ~_undrawable(q)[row, column]
         q_draft = torch.where(sampled, q[row, column, drafts], 1.0)
         p_draft = p.gather(-1, drafts[..., None])[..., 0]
         keep = torch.rand(p_draft.shape, generator=self.generator, device=p_draft.device) * q_draft < p_draft
