@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 from paper_repro.experiments import (
     convergence,
+    devices,
     layers,
     maf,
     memory,
@@ -12,6 +13,7 @@ from paper_repro.experiments import (
     redundancy,
     regularise,
     samples,
+    scaling,
     start,
     table1,
     tau,
@@ -48,6 +50,8 @@ EXPERIMENTS: dict[str, Experiment] = {  # in the order of the report
     "maf": maf,
     "training": training,
     "regularise": regularise,
+    "scaling": scaling,
+    "devices": devices,
 }
 
 APART = {"maf"}  # needs no flow over images: once is enough

@@ -39,6 +39,9 @@ SWEEPS = {  # of each block under SeJD; the first is sequential
     "afhq": (1023, 6.6, 6.0, 5.2, 5.0, 5.9, 4.5, 4.0),
 }
 FIRST_BLOCK = {"cifar10": 0.557, "cifar100": 0.766, "afhq": 0.520}  # its share of SeJD's time
+SHAPES = {"cifar10": (32, 256, 256), "afhq": (256, 1024, 768)}  # pixels of a side, positions, width
+FIRST_UJD = {"cifar10": 213, "afhq": 515}  # sweeps of the first block under UJD: derived, as are
+COSTS = {"cifar10": (0.0057, 0.0128), "afhq": (0.0211, 0.388)}  # seconds of a sequential step and of a full sweep
 RECONSTRUCTION = {"cifar10": 0.00636, "cifar100": 0.00313, "afhq": 0.00122}  # mean squared error
 MEMORY = {"sequential": 7.8, "SeJD": 5.2}  # GB, AFHQ, batch 16
 MAF = {

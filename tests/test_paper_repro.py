@@ -111,18 +111,21 @@ def test_processes_share_a_batch(tmp_path: Path) -> None:
         "--save-every",
         "2",
     ]
-    two = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29511"]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29511"]
+    accelerate = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    accelerate += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29512"]
     logs = []
-    for launcher in ([], two):
-        out = tmp_path / str(len(launcher))
+    for number, launcher in enumerate(([], torchrun, accelerate)):
+        out = tmp_path / str(number)
         subprocess.run(
             [sys.executable, *launcher, *words, "--out", str(out)], check=True, capture_output=True, cwd=ROOT
         )
         logs.append([json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()])
-    assert [line["step"] for line in logs[1]] == [2, 4, 6]
-    for one, other in zip(*logs, strict=True):
-        assert other["loss"] == pytest.approx(one["loss"], rel=5e-3)
-        assert other["held_out"] == pytest.approx(one["held_out"], rel=5e-3)
+    assert [line["step"] for line in logs[0]] == [2, 4, 6]
+    for log in logs[1:]:
+        for one, other in zip(logs[0], log, strict=True):
+            assert other["loss"] == pytest.approx(one["loss"], rel=5e-3)
+            assert other["held_out"] == pytest.approx(one["held_out"], rel=5e-3)
 
 
 def test_a_flow_that_only_shifts_learns_its_prior(tmp_path: Path) -> None:
