@@ -1,7 +1,7 @@
 """What may be lost by trying: never more than a share of all work, and a few passes."""
 
 FREE = 2.0  # passes that may be lost at first
-SHARE = 0.01  # of every pass's worth that was gained: what may be lost besides
+SHARE = 0.005  # of every pass's worth that was gained: what may be lost besides
 MOST = 8.0  # passes that can be saved up, by that share and by what windows gain
 
 

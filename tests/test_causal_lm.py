@@ -605,3 +605,23 @@ def test_what_is_refused_says_why() -> None:
         mamba.generate(inputs["input_ids"], max_new_tokens=5, custom_generate=parallel_generate)
     with pytest.raises(TypeError, match="Adaptive is for language models"):
         pd.solve(pd.from_function(lambda x: x * 0, torch.zeros(1, 3)), Adaptive())
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("name", ["GPT-2", "Llama", "Qwen3"])
+def test_inputs_behind_the_prompt_are_those_that_the_model_prepares(name: str, padded: bool) -> None:
+    given = prompts(3) if padded else {"input_ids": prompts(1)["input_ids"], "attention_mask": None}
+    system = CausalLM(make(name), given["input_ids"], 20, attention_mask=given["attention_mask"])
+    x, reader, first = system.initial(), system.reader, given["input_ids"].shape[1] + 3
+    assert reader.plain
+    own = reader._prepared(x, first, 4, 2)
+    reader.plain = False
+    theirs = reader._prepared(x, first, 4, 2)
+    theirs = {key: value for key, value in theirs.items() if value is not None}
+    assert own.keys() == theirs.keys()
+    for key, value in own.items():
+        assert (
+            torch.equal(value, theirs[key])
+            if isinstance(value, Tensor)
+            else value is theirs[key] or value == theirs[key]
+        )

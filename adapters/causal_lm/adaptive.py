@@ -28,8 +28,8 @@ class Adaptive(Schedule):
     """For each pass the width that promises the most tokens per second, 1 where no draft is worth reading.
 
     What a pass costs by its width is measured as it runs, and how often drafts of each kind come true is counted (the first token, and each further one
-    given those before it); both are remembered within the process. Windows that turn out to lose are given up: what may be lost is two passes, and a
-    hundredth of all.
+    given those before it); both are remembered within the process. Windows that turn out to lose are given up: what may be lost is two passes, and half a
+    percent of all.
 
     Attributes:
         most: the widest window.
@@ -164,6 +164,7 @@ class _Tuner:
         self.read = self.passes = 0
         self.began = self.before = 0.0
         self.rows = self._rows()
+        self.dull: set[tuple[int | None, ...]] = set()  # kinds of drafts that were not worth reading of late
 
     def _rows(self) -> _Costs:
         rows = len(self.drafting.texts)
@@ -181,6 +182,8 @@ class _Tuner:
                 self._settle(self.before - distance, now - self.began)
             self.rows, self.before = self._rows(), distance
             self.passes += 1
+            if self.drafting.outcomes or not self.passes % 16:  # something may have changed
+                self.dull.clear()
             self.read = min(self._best(left, distance), length - front)
         self.began = time.perf_counter()
         return range(front, front + self.read)
@@ -212,9 +215,11 @@ class _Tuner:
 
     def _best(self, left: dict[int, int], distance: float) -> int:
         """The width for the drafts that there are now; notes whether rows have windows of their own."""
-        costs = self.rows
-        single, most = costs.tables[False][1], max(left.values(), default=1)
-        apart = self.per_row and min(left.values(), default=most) < most
+        costs, kinds, most = self.rows, tuple(self.drafting.kinds), max(left.values(), default=1)
+        uneven = min(left.values(), default=most) < most
+        if kinds in self.dull and not uneven:
+            return 1
+        apart, single = self.per_row and uneven, costs.tables[False][1]
         lead = most - distance  # worth nothing, if rows wait for the slowest
         keeping = most * (costs.tables[True][1] / single - 1)  # what it takes to keep it
         self.ragged = apart and keeping < lead
@@ -223,14 +228,12 @@ class _Tuner:
         table, owed = costs.tables[apart], min(lead, keeping) if apart else 0.0
         widths = [w for w in WIDTHS if w <= self.most and self.memory.allowance.covers(owed + table[w] / single - 1)]
         terms = self._terms(left, distance)
-        least = MARGIN * _gain(terms, 1) / table[1]
-        if (
-            len(widths) < 2 or _gain(terms, widths[-1]) / table[widths[1]] <= least
-        ):  # not even if the widest cost no more
-            return 1
-        rates = {width: _gain(terms, width) / table[width] for width in widths}
+        rates = {1: _gain(terms, 1) / table[1]}
+        if len(widths) > 1 and _gain(terms, widths[-1]) / table[2] > MARGIN * rates[1]:  # if the widest cost no more
+            rates |= {width: _gain(terms, width) / table[width] for width in widths}
         best = max(rates, key=rates.__getitem__)
-        if best == 1 or rates[best] <= least:
+        if rates[best] <= MARGIN * rates[1]:
+            self.dull.add(kinds)
             return 1
         self.ragged = self.per_row
         return best

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, GenerationMixin
 
 from parallel_decode.adapters.causal_lm.cache import NAME, Slots
 from parallel_decode.adapters.causal_lm.prompt import Prompt
@@ -35,6 +35,8 @@ class Reader:
         self.forwards, self.used = forwards or [0], False
         self.numbered = "position_ids" in inspect.signature(model.forward).parameters
         self.keeps = model._supports_logits_to_keep()
+        own = getattr(model.prepare_inputs_for_generation, "__func__", None)
+        self.plain = own is GenerationMixin.prepare_inputs_for_generation and not slots.static
 
     def read(self, x: Tensor, first: int | Tensor, count: int, keep: int, going: Tensor | None = None) -> Tensor:
         """The last `keep` logits, shape (B, keep, V), float32.
@@ -78,6 +80,8 @@ class Reader:
 
     def _prepared(self, x: Tensor, first: int, count: int, keep: int) -> dict[str, Any]:
         layout, end = self.layout, first + count
+        if self.plain and first >= layout.columns:
+            return self._continued(x, first, end, keep)
         arguments: dict[str, Any] = dict(self.extra)
         if self.numbered:
             arguments["position_ids"] = layout.position_ids[..., :end]
@@ -93,6 +97,19 @@ class Reader:
             **{name: value[:, :end] for name, value in layout.zeros.items()},
             **arguments,
         )
+
+    def _continued(self, x: Tensor, first: int, end: int, keep: int) -> dict[str, Any]:
+        """What the preparation that most models have makes of columns behind the prompt, in a quarter of its time."""
+        layout = self.layout
+        arguments = self.extra | {name: value[:, first:end] for name, value in layout.zeros.items()}
+        if self.numbered:
+            arguments["position_ids"] = layout.position_ids[..., first:end]
+        if self.keeps:
+            arguments["logits_to_keep"] = keep
+        if layout.padded:
+            arguments["attention_mask"] = layout.mask[:, :end]
+        ids = x[:, first - layout.columns : end - layout.columns]
+        return arguments | {"input_ids": ids, NAME: self.slots.cache, "use_cache": True}
 
     def _gathered(self, x: Tensor, first: Tensor, count: int, keep: int, going: Tensor | None) -> dict[str, Any]:
         layout, device = self.layout, x.device
