@@ -12,12 +12,14 @@ import typer
 from paper_repro import report
 from paper_repro.catalogue import APART, EXPERIMENTS
 from paper_repro.commands import train
+from paper_repro.image_tokens_command import image_tokens
 from paper_repro.setup import Setup, obtain
 from parallel_decode.adapters.tarflow.bench.record import write
 from parallel_decode.adapters.tarflow.cli import sample
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
 app.command()(train)
+app.command()(image_tokens)
 app.command()(sample)
 
 Out = Annotated[Path, typer.Option(help="folder for figures, plots and the report")]

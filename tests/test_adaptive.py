@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 import parallel_decode as pd
 from parallel_decode._allowance import FREE, MOST, SHARE
 from parallel_decode.adapters.causal_lm import Adaptive, adaptive
-from parallel_decode.adapters.causal_lm.adaptive import APART, KEPT, WIDTHS, _Costs, _gain, _Memory, _Record, _Tuner
+from parallel_decode.adapters.causal_lm.adaptive import (
+    APART,
+    KEPT,
+    WIDTHS,
+    _Costs,
+    _gain,
+    _Memory,
+    _Pace,
+    _Record,
+    _Tuner,
+)
 from parallel_decode.tokens import Draft, Drafting, Last
 from tests.systems import halves
 
@@ -159,11 +169,12 @@ def test_outcomes_of_a_pass_are_counted(monkeypatch: pytest.MonkeyPatch) -> None
     lucky=st.lists(st.floats(0, 1), min_size=4, max_size=4),
     bluff=st.integers(1, 5),
     per_row=st.booleans(),
+    fresh=st.booleans(),
     seed=st.integers(0, 2**16),
 )
 @settings(max_examples=60, deadline=None)
 def test_never_much_slower_than_one_token_at_a_time(
-    slope: float, mask: float, batch: int, lucky: list[float], bluff: int, per_row: bool, seed: int
+    slope: float, mask: float, batch: int, lucky: list[float], bluff: int, per_row: bool, fresh: bool, seed: int
 ) -> None:
     """Whatever passes cost and however often drafts come true, and that changes every 50 tokens: three runs of 200 tokens lose 2 passes, 1%, and one window that was dearer than it looked."""
     clock, length, random = [0.0], 200, Random(seed)
@@ -171,7 +182,9 @@ def test_never_much_slower_than_one_token_at_a_time(
         costs: dict[int, _Costs] = {}
         memory, spent, done = _Memory(), 0.0, 0
         for _ in range(3):
-            drafting = Drafting(Draft(lambda text, most: [7] * 64), [[1]] * batch, length)
+            guess = Draft(lambda text, most: [7] * 64)
+            guess.fresh = fresh
+            drafting = Drafting(guess, [[1]] * batch, length)
             system = System(drafting)
             made = _Tuner(system, costs, memory, 64, per_row)  # type: ignore[arg-type]
             x = torch.zeros(batch, length, dtype=torch.long)
@@ -200,6 +213,17 @@ def test_never_much_slower_than_one_token_at_a_time(
         spent = clock[0]
     dearest = 1 + slope * 63 + mask
     assert spent <= done * (1 + SHARE) + FREE + dearest + 3
+
+
+def test_the_passes_that_a_position_takes_are_learnt_by_windows_of_one_width() -> None:
+    pace = _Pace()
+    assert pace(1) == 1 and pace(2) == 1 and pace(16) == pytest.approx(0.12 + 2 / 16)
+    for _ in range(400):
+        pace.add(16, 1 / (0.12 + 3 / 16))
+    assert pace(16) == pytest.approx(0.12 + 3 / 16, rel=1e-3) and pace(32) < pace(16)
+    for _ in range(400):
+        pace.add(8, 1.0)  # nothing is gained
+    assert pace(8) == pytest.approx(1.0)
 
 
 def test_it_is_for_language_models() -> None:

@@ -610,9 +610,10 @@ def test_what_is_refused_says_why() -> None:
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("name", ["GPT-2", "Llama", "Qwen3"])
 def test_inputs_behind_the_prompt_are_those_that_the_model_prepares(name: str, padded: bool) -> None:
-    given = prompts(3) if padded else {"input_ids": prompts(1)["input_ids"], "attention_mask": None}
-    system = CausalLM(make(name), given["input_ids"], 20, attention_mask=given["attention_mask"])
-    x, reader, first = system.initial(), system.reader, given["input_ids"].shape[1] + 3
+    given = prompts(3 if padded else 1)
+    ids, mask = given["input_ids"], given["attention_mask"] if padded else None
+    system = CausalLM(make(name), ids, 20, attention_mask=mask)
+    x, reader, first = system.initial(), system.reader, ids.shape[1] + 3
     assert reader.plain
     own = reader._prepared(x, first, 4, 2)
     reader.plain = False

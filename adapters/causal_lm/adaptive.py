@@ -19,6 +19,7 @@ SLOWER = 0.03  # for each further token of a pass, as long as nothing was measur
 APART = 1.1  # likewise, of rows at fronts of their own, which need a mask
 URGENCY = 4  # how much more a row counts that has more left to do: the batch is done when its last row is
 MARGIN = 1.1  # what a window has to promise over a single token: what is expected of drafts is uncertain
+KEEPS = 0.9  # of the best rate, down to which a width is kept
 KEPT = 15  # samples of what a pass costs
 ENOUGH = 2  # of them are believed
 
@@ -57,7 +58,8 @@ class Adaptive(Schedule):
         most = 1 if system.processors.unknown else self.most
         key = system.cost_key, torch.get_num_threads()
         with LOCK:
-            memory = _MEMORIES.setdefault((key, type(system.choice), type(system.guess)), _Memory())
+            kept = key, type(system.choice), type(system.guess), system.drafting.fresh
+            memory = _MEMORIES.setdefault(kept, _Memory())
             for record in memory.records.values():
                 record.fade(16)  # another text may be another matter
             return _Tuner(system, _COSTS.setdefault(key, {}), memory, most, self.per_row and system.ragged)
@@ -130,11 +132,41 @@ class _Record:
         return self.first[0] / self.first[1], self.further[0] / self.further[1]
 
 
+class _Pace:
+    """Passes for a position where windows live on the predictions of the passes before: c + k / W for windows of W, as of `Auto`.
+
+    Attributes:
+        k: passes that a position takes from when a window reaches it.
+    """
+
+    c = 0.12  # 0.11 to 0.16 on the image tokens of the benchmarks, and k 1.7 to 2
+
+    def __init__(self) -> None:
+        self.k = 2.0
+        self.width = self.passes = 0
+        self.gained = 0.0
+
+    def __call__(self, width: int) -> float:
+        return min(1.0, self.c + self.k / width) if width > 1 else 1.0
+
+    def add(self, width: int, gained: float) -> None:
+        """A pass; as many of one width as it has positions, the first quarter of them left out, tell k anew."""
+        if width != self.width:
+            self.width, self.passes, self.gained = width, 0, 0.0
+        self.passes += 1
+        self.gained += gained if 4 * self.passes > width else 0.0
+        if width > 1 and self.passes >= max(width, 8):
+            seen = (self.passes - width // 4) / max(self.gained, 0.1)
+            self.k = (self.k + max(1.0, (seen - self.c) * width)) / 2
+            self.width = 0
+
+
 class _Memory:
     """What is kept from run to run, besides costs."""
 
     def __init__(self) -> None:
         self.records: dict[int, _Record] = {}
+        self.pace = _Pace()
         self.allowance = Allowance()
 
     def record(self, kind: int) -> _Record:
@@ -180,6 +212,7 @@ class _Tuner:
             if self.passes > 1:  # the first reads the prompt
                 self.rows.add(self.read, self.apart, now - self.began)
                 self._settle(self.before - distance, now - self.began)
+                self.memory.pace.add(self.read, self.before - distance)
             self.rows, self.before = self._rows(), distance
             self.passes += 1
             if self.drafting.outcomes or not self.passes % 16:  # something may have changed
@@ -226,17 +259,24 @@ class _Tuner:
         if not costs.timings[False].knows(1):
             return 1
         table, owed = costs.tables[apart], min(lead, keeping) if apart else 0.0
-        widths = [w for w in WIDTHS if w <= self.most and self.memory.allowance.covers(owed + table[w] / single - 1)]
-        terms = self._terms(left, distance)
-        rates = {1: _gain(terms, 1) / table[1]}
-        if len(widths) > 1 and _gain(terms, widths[-1]) / table[2] > MARGIN * rates[1]:  # if the widest cost no more
-            rates |= {width: _gain(terms, width) / table[width] for width in widths}
+        slow = self.memory.pace.k if self.drafting.fresh else 1.0  # passes before a window gains what it will
+        losses = {w: owed + (1 if w == self.read else slow) * (table[w] / single - 1) for w in WIDTHS if w <= self.most}
+        widths = [width for width, loss in losses.items() if self.memory.allowance.covers(loss)]
+        if self.drafting.fresh:
+            rates = {1: 1 / table[1]} | {width: 1 / (self.memory.pace(width) * table[width]) for width in widths}
+        else:
+            terms = self._terms(left, distance)
+            rates = {1: _gain(terms, 1) / table[1]}
+            if (
+                len(widths) > 1 and _gain(terms, widths[-1]) / table[2] > MARGIN * rates[1]
+            ):  # if the widest cost no more
+                rates |= {width: _gain(terms, width) / table[width] for width in widths}
         best = max(rates, key=rates.__getitem__)
         if rates[best] <= MARGIN * rates[1]:
             self.dull.add(kinds)
             return 1
         self.ragged = self.per_row
-        return best
+        return self.read if rates.get(self.read, 0.0) > KEEPS * rates[best] else best
 
     def _terms(self, left: dict[int, int], distance: float) -> list[tuple[float, float, float]]:
         """What windows gain: weights, and the chances of the first draft and of each further one."""

@@ -22,12 +22,14 @@ class Guidance(NamedTuple):
         ids: the negative prompts, shape (B, U).
         mask: 0 for their padding, shape (B, U).
         position_ids: shape (B, U).
+        of_logits: whether logits are guided, and not their logarithmic softmax.
     """
 
     scale: float
     ids: Tensor
     mask: Tensor
     position_ids: Tensor
+    of_logits: bool = False
 
     def doubled(self, prompt: Prompt, length: int) -> Prompt:
         """The prompts and below them the negative ones, padded on the left to one length."""
@@ -41,7 +43,7 @@ class Guidance(NamedTuple):
 
     def combine(self, logits: Tensor) -> Tensor:
         """Guided scores, shape (B, W, V), from logits (2 B, W, V)."""
-        scores, negative = logits.log_softmax(-1).chunk(2)
+        scores, negative = (logits if self.of_logits else logits.log_softmax(-1)).chunk(2)
         return self.scale * (scores - negative) + negative
 
 

@@ -18,7 +18,7 @@ class Prompt:
         ids: tokens, shape (B, P).
         length: L.
         attention_mask: of the prompt, shape (B, P), 0 for padding; None for no padding.
-        position_ids: of the prompt, shape (..., B or 1, P); None counts what is not padding.
+        position_ids: shape (..., B or 1, P or more); None counts what is not padding. Columns behind those that are given count on by 1.
         zeros: names of arguments that are 0 for every column (token types of text).
 
     Attributes:
@@ -48,12 +48,14 @@ class Prompt:
         self.mask = F.pad(mask, (0, length), value=1)
         if position_ids is None:
             position_ids = (mask.cumsum(1) - 1).masked_fill(mask == 0, 0)
-        if position_ids.shape[-1] != self.columns:
+        if position_ids.shape[-1] < self.columns:
             raise ValueError(
-                f"position_ids has shape {tuple(position_ids.shape)}, expected {self.columns} columns as the tokens"
+                f"position_ids has shape {tuple(position_ids.shape)}, expected {self.columns} columns as the tokens, or more"
             )
-        position_ids = position_ids.to(ids.device).expand(*position_ids.shape[:-2], len(ids), -1)
-        ahead = position_ids[..., -1:] + torch.arange(1, length + 1, device=ids.device)
+        position_ids = position_ids[..., : self.columns + length].to(ids.device)
+        position_ids = position_ids.expand(*position_ids.shape[:-2], len(ids), -1)
+        missing = self.columns + length - position_ids.shape[-1]
+        ahead = position_ids[..., -1:] + torch.arange(1, missing + 1, device=ids.device)
         self.position_ids = torch.cat([position_ids, ahead], -1)
         self.zeros = {name: torch.zeros_like(self.mask) for name in zeros}
 

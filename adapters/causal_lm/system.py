@@ -247,7 +247,9 @@ class CausalLM(TriangularSystem):
         logits = logits if window.positions.step == 1 else logits[:, :: window.positions.step]
         positions = torch.tensor(window.positions) - start + self.starts[:, None]
         self.logits, self.scores = logits[: len(x)], self._scored(x, logits, positions)
-        drafts = window.take(x)
+        drafts = window.take(x).clamp(
+            max=self.scores.shape[-1] - 1
+        )  # an image's prompt has tokens that it cannot hold itself
         guessed = window.take(self.guessed) if self.choice.couples else None
         tokens = self.choice(self.scores, drafts, guessed, positions, self.rows)
         self._note_undrawable(positions)

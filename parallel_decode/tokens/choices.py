@@ -65,15 +65,24 @@ class Gumbel(Choice):
         batch: B, as it was at first.
         device: of the scores.
         generator: the device's default one if None. Threads that draw from it at the same time get noise that is independent, but not that of `generate`.
+        whole: the size of a whole vocabulary and the ids of it that scores are of, shape (V,): noise is drawn for all of it, as `generate` does. None where scores
+            are of all.
     """
 
-    def __init__(self, batch: int, device: torch.device | str, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self,
+        batch: int,
+        device: torch.device | str,
+        generator: torch.Generator | None = None,
+        whole: tuple[int, Tensor] | None = None,
+    ) -> None:
         self.batch, self.device = batch, torch.device(device)
         self.generator = _default(self.device) if generator is None else generator
         self.noise: dict[int, Tensor] = {}
         self.states: dict[int, Tensor] = {}  # of the generator, before a position's noise was drawn
         self.drawn = 0
-        self.vocabulary = 0
+        self.vocabulary = 0 if whole is None else whole[0]
+        self.kept = None if whole is None else whole[1]
 
     def __call__(
         self, scores: Tensor, drafts: Tensor, guessed: Tensor | None, positions: Tensor, rows: Tensor
@@ -84,7 +93,7 @@ class Gumbel(Choice):
                 f"row {max(numbers)} of a batch of {self.batch}: make Gumbel for the batch as it is at first"
             )
         first, last = min(map(min, places)), max(map(max, places))
-        self.vocabulary = scores.shape[-1]
+        self.vocabulary = scores.shape[-1] if self.kept is None else self.vocabulary
         for position in [p for p in self.noise if p < first]:
             del self.noise[position]
         while self.drawn <= last:
@@ -115,7 +124,8 @@ class Gumbel(Choice):
             self.generator.set_state(self.states[length])
 
     def _draw(self, generator: torch.Generator) -> Tensor:
-        return torch.empty(self.batch, self.vocabulary, device=self.device).exponential_(1, generator=generator)
+        noise = torch.empty(self.batch, self.vocabulary, device=self.device).exponential_(1, generator=generator)
+        return noise if self.kept is None else noise[:, self.kept]
 
     def _at(self, position: int) -> torch.Generator:
         """A generator of its own, as the one was before this position's noise."""

@@ -37,6 +37,7 @@ class Drafting:
         texts: of each row, the prompt and what is final.
         kinds: of the drafts that are in place (0: none); None for rows that have ended.
         outcomes: of the drafts of the last pass.
+        fresh: whether drafts are for positions that no window has reached, behind the last predictions.
 
     Raises:
         ValueError: drafts that would bias the samples of a coupling.
@@ -53,7 +54,7 @@ class Drafting:
             raise ValueError(
                 "fresh=False with recycles=True would replace samples of a coupling by what they were, and bias them: leave out one of them"
             )
-        self._fresh = couples if guess.fresh is None else guess.fresh
+        self.fresh = couples if guess.fresh is None else guess.fresh
         self._numbers = list(range(len(prompts)))  # of the rows, as they were at first
         self._prompts = [len(text) for text in prompts]
         self._drafted = [0] * len(prompts)  # tokens of the drafts in place
@@ -110,11 +111,11 @@ class Drafting:
         host = x.cpu().numpy()  # the same memory, if it is there already
         written = []
         for row, front in fronts.items():
-            reads = self._fresh or self.guess.recycles
+            reads = self.fresh or self.guess.recycles
             predicted = host[row, front : self._reached[row]].tolist() if reads else []
             if predicted and self.guess.recycles:
                 self.guess.refused(self._numbers[row], self.texts[row], predicted)
-            ahead = predicted if self._fresh else []
+            ahead = predicted if self.fresh else []
             first, room = front + len(ahead), min(MOST, self.length - front) - len(ahead)
             found, kind = self.guess.draft(self._numbers[row], self.texts[row], ahead, room) if room > 0 else ([], 0)
             self.kinds[row], self._drafted[row] = (0, 0) if ahead else (kind, len(found))

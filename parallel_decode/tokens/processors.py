@@ -46,6 +46,8 @@ OF_ROW = {  # and of the row's number in the batch
 
 def _kind(processor: Any) -> str:
     module = type(processor).__module__
+    if hasattr(processor, "of_window"):
+        return "of window"
     name = type(processor).__name__ if module.startswith("transformers.") else ""
     if isinstance(getattr(processor, "prompt_ignore_length", None), Tensor):  # one for each row
         return "of row"
@@ -57,14 +59,15 @@ class Processors:
 
     Attributes:
         unknown: names of those that are not known to be functions: windows of one position for all rows are what they get. One's own
-            says that it is a function of a row's tokens and logits by an attribute `is_pure = True`.
+            says that it is a function of a row's tokens and logits by an attribute `is_pure = True`; one with a method `of_window`, of logits and the lengths
+            before them, gets whole windows.
         lockstep: whether they want all rows at the same position.
     """
 
     def __init__(self, processors: Any) -> None:
         self.processors = list(processors or ())
         self.kinds = [_kind(processor) for processor in self.processors]
-        known = ALONE | OF_TEXT | OF_ROW | {"of text", "of row"}
+        known = ALONE | OF_TEXT | OF_ROW | {"of window", "of text", "of row"}
         self.unknown = [
             type(p).__name__ for p, kind in zip(self.processors, self.kinds, strict=True) if kind not in known
         ]
@@ -86,6 +89,9 @@ class Processors:
             if kind in ALONE:
                 flat = logits.flatten(0, 1)
                 logits = processor(text[:, :1].repeat_interleave(logits.shape[1], 0), flat).view_as(logits)
+                continue
+            if kind == "of window":
+                logits = processor.of_window(logits, lengths[:, : logits.shape[1]])
                 continue
             columns: list[Tensor] = []
             for position in range(logits.shape[1]):
