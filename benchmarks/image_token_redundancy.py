@@ -109,7 +109,7 @@ def rows(model: ClassConditional, labels: Tensor, sampling: str) -> dict[str, An
 
 def figure(model: ClassConditional, figures: dict[str, Any], seed: int, path: Path) -> None:
     """Above: pictures by three samplings with the pass in which each token became final; below: neighbours, layers and rows."""
-    picture = Figure(figsize=(13, 7.5), layout="constrained")
+    picture = Figure(figsize=(15, 7), layout="constrained")
     axes = picture.subplots(2, 6)
     label = torch.tensor([3])
     for index, (name, sampling) in enumerate(
@@ -122,7 +122,7 @@ def figure(model: ClassConditional, figures: dict[str, Any], seed: int, path: Pa
         axes[0, 2 * index].imshow(found.pixels[0].permute(1, 2, 0))
         axes[0, 2 * index].set_title(name, fontsize=9)
         shown = axes[0, 2 * index + 1].imshow(final.view(model.rows, model.columns), cmap="viridis")
-        axes[0, 2 * index + 1].set_title(f"pass of each token, {len(fronts)} in all", fontsize=9)
+        axes[0, 2 * index + 1].set_title(f"final after pass (of {len(fronts)})", fontsize=9)
         picture.colorbar(shown, ax=axes[0, 2 * index + 1], shrink=0.6)
     for axis in axes[0]:
         axis.set_axis_off()
@@ -144,7 +144,7 @@ def figure(model: ClassConditional, figures: dict[str, Any], seed: int, path: Pa
     left_out.set(title="a layer is left out", xlabel="layer", ylabel="total variation")
     for width, counts in figures["rows"]["maximal"]["forwards"].items():
         spent.plot(range(1, model.rows + 1), counts, label=f"window of {width}")
-    spent.set(title="forwards in each row of the picture (maximal)", xlabel="row", ylabel="forwards", ylim=(0, None))
+    spent.set(title="forwards in each row (maximal)", xlabel="row of the picture", ylabel="forwards", ylim=(0, None))
     spent.legend(fontsize=7)
     picture.savefig(path, dpi=100)
 

@@ -165,7 +165,7 @@ def distribution(model: ClassConditional, count: int, shared: Method) -> dict[st
 
 def features(model: ClassConditional, tokens: Tensor) -> Tensor:
     grid = (
-        model.tokenizer.quantize.embedding.weight[tokens]
+        model.tokenizer.quantize.embedding.weight.detach()[tokens]
         .view(len(tokens), model.rows, model.columns, -1)
         .permute(0, 3, 1, 2)
     )

@@ -56,3 +56,16 @@ def test_reconstruction_is_above_60_decibels_at_the_default_tolerance_and_below_
 def test_sweeps_hold_more_memory_than_windows(data: str) -> None:
     for row in figures(data, "memory")["rows"]:
         assert row["mib"]["sequential"] < row["mib"]["window of 64"] < row["mib"]["UJD"]
+
+
+@pytest.mark.parametrize("data", SETS)
+def test_the_device_model_predicts_this_machine_within_a_quarter(data: str) -> None:
+    said = EXPERIMENTS["devices"].tell(figures(data, "devices"), data)
+    assert "18 of 18 predictions are within 25%" in said
+
+
+@pytest.mark.parametrize("data", SETS)
+def test_sweeps_and_not_passes_make_uniform_jacobi_slow_on_afhq(data: str) -> None:
+    """By the paper's own figures; ours agree in the direction of both factors."""
+    said = EXPERIMENTS["scaling"].tell(figures(data, "scaling"), data)
+    assert "by the cost of a sweep alone" in said and "The direction of both is as in the paper." in said

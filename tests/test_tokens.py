@@ -62,14 +62,26 @@ def test_a_draft_from_another_distribution_is_kept_as_often_as_any_rule_can() ->
     """The draft comes from q and what is chosen from p: they agree with probability sum min(p, q), the most that a coupling reaches."""
     torch.manual_seed(0)
     q, p, choice = distribution(0), distribution(1), Maximal()
+    none = torch.zeros(MANY, 2, dtype=torch.long)
+    drafts = choice(batch(q, q), none, torch.ones_like(none).bool(), positions(7, 8), ROWS)
+    tokens = choice(batch(p, p), drafts, torch.zeros_like(none).bool(), positions(7, 8), ROWS)
+    agreement = torch.minimum(p.softmax(-1), q.softmax(-1)).sum()
+    for at in (0, 1):
+        assert close(drafts[:, at], q) and close(tokens[:, at], p)
+        assert ((drafts == tokens)[:, at].float().mean() - agreement).abs() < 5 * (0.25 / MANY) ** 0.5
+    again = choice(batch(p, p), tokens, torch.zeros_like(none).bool(), positions(7, 8), ROWS)
+    assert torch.equal(again, tokens), "a sample of the same distribution stays"
+
+
+def test_a_window_of_one_is_drawn_anew() -> None:
+    torch.manual_seed(0)
+    q, p, choice = distribution(0), distribution(1), Maximal()
     none = torch.zeros(MANY, 1, dtype=torch.long)
     drafts = choice(batch(q), none, torch.ones_like(none).bool(), positions(7), ROWS)
     tokens = choice(batch(p), drafts, torch.zeros_like(none).bool(), positions(7), ROWS)
     assert close(drafts[:, 0], q) and close(tokens[:, 0], p)
-    agreement = torch.minimum(p.softmax(-1), q.softmax(-1)).sum()
-    assert ((drafts == tokens).float().mean() - agreement).abs() < 5 * (0.25 / MANY) ** 0.5
-    again = choice(batch(p), tokens, torch.zeros_like(none).bool(), positions(7), ROWS)
-    assert torch.equal(again, tokens), "a sample of the same distribution stays"
+    independent = (p.softmax(-1) * q.softmax(-1)).sum()
+    assert ((drafts == tokens).float().mean() - independent).abs() < 5 * (0.25 / MANY) ** 0.5
 
 
 def test_speculative_draws_anew_beyond_the_first_refusal() -> None:

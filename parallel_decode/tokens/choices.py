@@ -165,6 +165,9 @@ class Maximal(Choice):
         assert guessed is not None
         p = scores.softmax(-1)
         self.undrawable = _undrawable(p)
+        if p.shape[1] == 1:  # final, whatever it is: nothing is gained by keeping a draft
+            self._last = rows, positions, p
+            return _draw(p[:, 0], self.generator)[:, None]
         row, column, q, sampled = self._drawn_from(p, positions, rows)
         sampled = sampled & ~guessed & ~_undrawable(q)[row, column]
         q_draft = torch.where(sampled, q[row, column, drafts], 1.0)
