@@ -16,6 +16,8 @@ for schedule, sampling in (("sequential", "gumbel"), ("auto", "gumbel"), (pd.Sli
     images = generate_images(
         model, labels, schedule=schedule, sampling=sampling, generator=torch.Generator().manual_seed(0)
     )
-    print(f"{schedule}, {sampling}: {images.solution.passes} forwards for {model.length} tokens a picture")
+    print(
+        f"{schedule}, {sampling}: {images.solution.passes} passes (forwards of the model) for {model.length} tokens a picture"
+    )
 if len(sys.argv) > 1:
     images.to_pil()[0].save(sys.argv[1])

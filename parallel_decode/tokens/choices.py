@@ -15,6 +15,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from parallel_decode.tokens._draws import default_generator, draw, undrawable
+
 
 class Choice(ABC):
     """A token for each position of a window.
@@ -77,7 +79,7 @@ class Gumbel(Choice):
         whole: tuple[int, Tensor] | None = None,
     ) -> None:
         self.batch, self.device = batch, torch.device(device)
-        self.generator = _default(self.device) if generator is None else generator
+        self.generator = default_generator(self.device) if generator is None else generator
         self.noise: dict[int, Tensor] = {}
         self.states: dict[int, Tensor] = {}  # of the generator, before a position's noise was drawn
         self.drawn = 0
@@ -104,7 +106,7 @@ class Gumbel(Choice):
             if position not in self.noise:
                 self.noise[position] = self._draw(self._at(position))
         probabilities = scores.softmax(-1)
-        self.undrawable = _undrawable(probabilities)
+        self.undrawable = undrawable(probabilities)
         if all(line == places[0] for line in places):
             q = torch.stack([self.noise[p] for p in places[0]], 1)
             q = q if len(rows) == self.batch else q[rows.to(q.device)]
@@ -134,18 +136,6 @@ class Gumbel(Choice):
         return generator
 
 
-def _undrawable(probabilities: Tensor) -> Tensor:
-    """Where the scores had no softmax: it is NaN all over then."""
-    return probabilities[..., 0].isnan()
-
-
-def _default(device: torch.device) -> torch.Generator:
-    if device.type == "cuda":
-        torch.cuda.init()  # type: ignore[no-untyped-call]
-        return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
-    return torch.mps._get_default_mps_generator() if device.type == "mps" else torch.default_generator
-
-
 class Maximal(Choice):
     """A draft x from q becomes a sample of p that differs from it as seldom as possible.
 
@@ -164,12 +154,12 @@ class Maximal(Choice):
     ) -> Tensor:
         assert guessed is not None
         p = scores.softmax(-1)
-        self.undrawable = _undrawable(p)
+        self.undrawable = undrawable(p)
         if p.shape[1] == 1:  # final, whatever it is: nothing is gained by keeping a draft
             self._last = rows, positions, p
-            return _draw(p[:, 0], self.generator)[:, None]
+            return draw(p[:, 0], self.generator)[:, None]
         row, column, q, sampled = self._drawn_from(p, positions, rows)
-        sampled = sampled & ~guessed & ~_undrawable(q)[row, column]
+        sampled = sampled & ~guessed & ~undrawable(q)[row, column]
         q_draft = torch.where(sampled, q[row, column, drafts], 1.0)
         p_draft = p.gather(-1, drafts[..., None])[..., 0]
         keep = torch.rand(p_draft.shape, generator=self.generator, device=p_draft.device) * q_draft < p_draft
@@ -180,7 +170,7 @@ class Maximal(Choice):
         rest = (new - torch.where(known, q[row[b, 0], column[b, w]], 0.0)).clamp_(min=0)
         rest.scatter_(1, draft, torch.where(known, rest.gather(1, draft), 0.0))
         alone = beyond[b, w, None] | (rest.sum(1, keepdim=True) <= 0)
-        return drafts.index_put((b, w), _draw(torch.where(alone, new, rest), self.generator))
+        return drafts.index_put((b, w), draw(torch.where(alone, new, rest), self.generator))
 
     def _drawn_from(self, p: Tensor, positions: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Where in the distributions of the last window those of the present drafts are: row (B, 1), column (B, W), the distributions, whether there."""
@@ -200,14 +190,3 @@ class Speculative(Maximal):
 
     def _beyond(self, refused: Tensor) -> Tensor:
         return refused.cumsum(1) - refused.long() > 0
-
-
-def _draw(weights: Tensor, generator: torch.Generator | None) -> Tensor:
-    """An index for each row of weights (N, V), by the inverse of their cumulative sum: one number is drawn for a row, where `torch.multinomial` draws V."""
-    wide = torch.float32 if weights.device.type == "mps" else torch.float64
-    sums = weights.cumsum(1, dtype=wide)
-    uniform = torch.rand(len(weights), 1, dtype=wide, device=weights.device, generator=generator) * (
-        1 - torch.finfo(wide).eps
-    )
-    found = torch.searchsorted(sums, uniform * sums[:, -1:], right=True)[:, 0]
-    return found.clamp_(max=weights.shape[1] - 1)
