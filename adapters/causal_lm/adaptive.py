@@ -267,16 +267,18 @@ class _Tuner:
         else:
             terms = self._terms(left, distance)
             rates = {1: _gain(terms, 1) / table[1]}
-            if (
-                len(widths) > 1 and _gain(terms, widths[-1]) / table[2] > MARGIN * rates[1]
-            ):  # if the widest cost no more
+            bound = _gain(terms, widths[-1]) / table[2] if len(widths) > 1 else 0.0  # if the widest cost no more
+            if bound > MARGIN * rates[1]:
                 rates |= {width: _gain(terms, width) / table[width] for width in widths}
         best = max(rates, key=rates.__getitem__)
         if rates[best] <= MARGIN * rates[1]:
             self.dull.add(kinds)
             return 1
         self.ragged = self.per_row
-        return self.read if rates.get(self.read, 0.0) > KEEPS * rates[best] else best
+        keeps = (
+            self.drafting.fresh and rates.get(self.read, 0.0) > KEEPS * rates[best]
+        )  # its predictions are worth more
+        return self.read if keeps else best
 
     def _terms(self, left: dict[int, int], distance: float) -> list[tuple[float, float, float]]:
         """What windows gain: weights, and the chances of the first draft and of each further one."""

@@ -70,16 +70,13 @@ class ClassConditional(ImageModel):
         return Request(ids, mask, places, guidance)
 
     def embed(self, ids: Tensor) -> Tensor:
-        prior: Any = self.model
-        return joined(ids, self.tokens, prior.model.embed_tokens, prior.classes)
+        return joined(ids, self.tokens, self.model.model.embed_tokens, self.model.classes)
 
     def decode(self, **inputs: Any) -> Tensor:
-        prior: Any = self.model
-        return prior.model(**inputs).last_hidden_state  # type: ignore[no-any-return]
+        return self.model.model(**inputs).last_hidden_state  # type: ignore[no-any-return]
 
     def head(self, hidden: Tensor) -> Tensor:
-        prior: Any = self.model
-        return prior.lm_head(hidden)  # type: ignore[no-any-return]
+        return self.model.lm_head(hidden)  # type: ignore[no-any-return]
 
     def pixels(self, tokens: Tensor) -> Tensor | None:
         vq = self.tokenizer

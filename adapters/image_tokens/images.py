@@ -15,6 +15,7 @@ from transformers import EosTokenCriteria, GenerationConfig, TemperatureLogitsWa
 
 from parallel_decode.adapters.causal_lm.adaptive import Adaptive
 from parallel_decode.adapters.causal_lm.bounded import Until
+from parallel_decode.adapters.causal_lm.generate import SAMPLING
 from parallel_decode.adapters.image_tokens.families import described
 from parallel_decode.adapters.image_tokens.guesses import as_image_guess
 from parallel_decode.adapters.image_tokens.layout import LaidOut, Layout
@@ -23,10 +24,9 @@ from parallel_decode.schedules import Schedule
 from parallel_decode.selective import as_schedule
 from parallel_decode.solution import Solution
 from parallel_decode.solver import Pass, solve
-from parallel_decode.tokens.choices import Choice, Greedy, Gumbel, Maximal, Speculative
+from parallel_decode.tokens.choices import Choice, Greedy, Gumbel
 from parallel_decode.tokens.guesses import Guess
 
-SAMPLING = ("gumbel", "maximal", "speculative")
 DEFAULTS: Any = getattr(GenerationConfig, "_get_default_generation_params", dict)()  # of `generate`
 
 
@@ -121,7 +121,7 @@ def generate_images(
         position_ids=request.position_ids,
         processors=layout + warpers,
         fixed=request.fixed,
-        choice=_choice(sampling if sampled else "greedy", request.ids, generator, described_model),
+        choice=_choice(sampling, request.ids, generator, described_model) if sampled else Greedy(),
         guess=as_image_guess(guess, grids),
         guidance=request.guidance,
         ends=[EosTokenCriteria(list(request.eos))] if request.eos else [],
@@ -179,16 +179,9 @@ def _warpers(
 
 
 def _choice(name: str, ids: Tensor, generator: torch.Generator | None, model: ImageModel) -> Choice:
-    match name:
-        case "greedy":
-            return Greedy()
-        case "gumbel":
-            whole = None if model.names is None else (model.vocabulary, model.names)
-            return Gumbel(len(ids), ids.device, generator, whole)
-        case "maximal":
-            return Maximal(generator)
-        case _:
-            return Speculative(generator)
+    if name == "gumbel" and model.names is not None:
+        return Gumbel(len(ids), ids.device, generator, (model.vocabulary, model.names))
+    return SAMPLING[name](len(ids), ids.device, generator)
 
 
 class _Rows:
