@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from parallel_decode._adjoint import attach
+from parallel_decode._attention import without_plans
 from parallel_decode._claims import Claim
 from parallel_decode._guess import first_iterate, guesses_of_layers
 from parallel_decode._iterate import Run, iterate
@@ -142,7 +143,7 @@ def solve(
         status[:] = ends
         return attach(layer, value, exact=tolerance.tol == 0) if differentiable else value
 
-    with torch.set_grad_enabled(differentiable):
+    with torch.set_grad_enabled(differentiable), without_plans():
         output = chain.walk(solve_layer)
     return Solution(output, tuple(status), tuple(layers))
 
