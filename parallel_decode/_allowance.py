@@ -1,15 +1,16 @@
 """What may be lost by trying: never more than a share of all work, and a few passes."""
 
-FREE = 2.0  # passes that may be lost at first
-SHARE = 0.005  # of every pass's worth that was gained: what may be lost besides
-MOST = 8.0  # passes that can be saved up, by that share and by what windows gain
-
 
 class Allowance:
     """Passes that may yet be lost, where a pass is one of sequential decoding: a token bucket.
 
-    After N passes' worth of work the passes that were lost, beyond N, are `FREE` + `SHARE` N at most, and what the last pass cost beyond what was
+    After N passes' worth of work the passes that were lost, beyond N, are `free` + `share` N at most, and what the last pass cost beyond what was
     foreseen when it was allowed.
+
+    Args:
+        free: passes that may be lost at first.
+        share: of every pass's worth that was gained: what may be lost besides.
+        most: passes that can be saved up, by that share and by what windows gain.
 
     Example:
         >>> allowance = Allowance()
@@ -20,8 +21,8 @@ class Allowance:
         False
     """
 
-    def __init__(self) -> None:
-        self.left = FREE
+    def __init__(self, free: float = 2.0, share: float = 0.005, most: float = 8.0) -> None:
+        self.left, self.free, self.share, self.most = free, free, share, most
 
     def covers(self, loss: float) -> bool:
         """Whether so many passes may be lost."""
@@ -29,4 +30,4 @@ class Allowance:
 
     def settle(self, cost: float, gained: float) -> None:
         """Something took as long as `cost` passes, and gained what `gained` passes would have."""
-        self.left = min(self.left + SHARE * max(gained, 0.0) + gained - cost, MOST)
+        self.left = min(self.left + self.share * max(gained, 0.0) + gained - cost, self.most)

@@ -1,22 +1,18 @@
-"""What schedules that measure remember within the process: seconds of a pass by its width, and (of `Auto`) passes for a position by width.
+"""What schedules that measure remember within the process: seconds of a pass by its width.
 
 One lock guards all of it, since two threads may decode at once.
 """
 
-import math
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 from itertools import pairwise
-from statistics import median
 from typing import NamedTuple, TypeVar
 
-# guesses, as long as nothing is measured
-LATENCY = 4.0  # k: 3.4 to 4.5 on the flows of the benchmarks
-SLOWNESS = 0.05  # c: 0.02 to 0.13 there
-SAVED = 0.8  # of the passes, by the secant correction
+from parallel_decode._allowance import Allowance
+
 ENOUGH = 3  # samples of what a pass costs
-FORGET = 64  # runs after which times are measured anew, so that a bad moment of the machine does not count for ever
+FORGET = 64  # runs after which a size that none of them used is measured anew, so that a bad moment of the machine does not count for ever
 
 LOCK = threading.RLock()
 T = TypeVar("T")
@@ -34,7 +30,7 @@ def _seconds(sample: tuple[int, float]) -> float:
 
 
 class Timings:
-    """Seconds of a pass by its number of positions: the smallest of the last samples, since what disturbs them only adds.
+    """Seconds of a pass by its number of positions: of the last samples one in the lower quarter, since what disturbs them only adds.
 
     Between the sizes that were measured they are on a straight line.
 
@@ -54,12 +50,23 @@ class Timings:
     ) -> None:
         self.beyond, self.bucket, self.enough, self.kept = beyond, bucket, enough, kept
         self.samples: dict[int, deque[tuple[int, float]]] = {}
+        self._used: set[int] = set()
+        self._table: list[tuple[int, float]] | None = None
 
     def add(self, size: int, seconds: float) -> bool:
         """Add a pass over `size` positions; whether there are now just enough samples of that size."""
-        samples = self.samples.setdefault(self.bucket(size), deque(maxlen=self.kept))
+        bucket = self.bucket(size)
+        samples = self.samples.setdefault(bucket, deque(maxlen=self.kept))
         samples.append((size, seconds))
+        self._table = None
+        self._used.add(bucket)
         return len(samples) == self.enough
+
+    def forget(self) -> None:
+        """Forget the sizes that had no sample since this was last called."""
+        self.samples = {bucket: samples for bucket, samples in self.samples.items() if bucket in self._used}
+        self._used.clear()
+        self._table = None
 
     def knows(self, size: int) -> bool:
         """Whether such passes have been measured."""
@@ -67,7 +74,10 @@ class Timings:
 
     def measured(self) -> list[tuple[int, float]]:
         """Sizes, rising, and their seconds."""
-        return [min(s, key=_seconds) for _, s in sorted(self.samples.items()) if len(s) >= self.enough]
+        if self._table is None:
+            enough = (sorted(s, key=_seconds) for _, s in sorted(self.samples.items()) if len(s) >= self.enough)
+            self._table = [samples[len(samples) // 8] for samples in enough]
+        return self._table
 
     def seconds(self, size: float, measured: Sequence[tuple[int, float]] = ()) -> float:
         """Of a pass over so many positions; `measured` is what `measured()` returned, and not empty, if it is known already."""
@@ -79,42 +89,56 @@ class Timings:
 
 
 class Costs:
-    """Seconds of passes of all arms."""
+    """Seconds of passes of all arms, and what may be lost by trying some.
 
-    def __init__(self) -> None:
+    Args:
+        length: L.
+
+    Attributes:
+        allowance: in sequential passes.
+    """
+
+    def __init__(self, length: int) -> None:
         self.single = Timings(lambda size, near, seconds: seconds)
-        self._forget()
-        self.runs = 0
-
-    def _forget(self) -> None:
         self.windows = {corrected: Timings(self._beyond) for corrected in (False, True)}
+        self.allowance = Allowance(free=min(32.0, length / 8), share=0.02, most=min(48.0, length / 5))
+        self.runs = 0
 
     def begin_run(self) -> None:
         self.runs += 1
         if self.runs % FORGET == 0:
-            self._forget()
+            for timings in self.windows.values():
+                timings.forget()
 
-    def _of(self, size: int, corrected: bool) -> Timings:
-        return self.single if size == 1 else self.windows[corrected]
+    def add(self, arm: Arm, size: int, seconds: float) -> None:
+        """Add a pass over `size` positions."""
+        if size > 1:
+            self.windows[arm.corrected].add(size, seconds)
+        elif not arm.corrected:  # else a window ended with it, and it is no sequential pass
+            self.single.add(size, seconds)
 
-    def add(self, arm: Arm, size: int, seconds: float) -> bool:
-        """Add a pass over `size` positions; whether there are now just enough samples of that size."""
-        if size == 1 and arm.corrected:  # that a window ended with, and no sequential pass
-            return False
-        return self._of(size, arm.corrected).add(size, seconds)
-
-    def knows(self, arm: Arm) -> bool:
-        """Whether passes of this arm have been measured."""
-        return self._of(arm.width, arm.corrected).knows(arm.width)
-
-    def seconds(self, size: float, corrected: bool) -> float:
-        """Of windows; those with correction are taken to cost what the others do until they are measured."""
-        corrected = corrected and bool(self.windows[True].measured())
-        return self.windows[corrected].seconds(size)
+    @property
+    def ready(self) -> bool:
+        """Whether sequential passes have been measured."""
+        return self.single.knows(1)
 
     def sequential(self) -> float:
         """Seconds of a sequential pass."""
         return self.single.seconds(1)
+
+    def knows_windows(self) -> bool:
+        """Whether any window has been measured."""
+        return bool(self.windows[False].measured())
+
+    def of(self, size: float, corrected: bool = False) -> float:
+        """What a pass costs, in sequential passes; with correction as without until that is measured."""
+        if size <= 1:
+            return 1.0
+        seconds, measured = self.windows[False].seconds(size), self.windows[True].measured()
+        if corrected and measured:  # as much dearer as it was at the nearest size
+            near, there = min(measured, key=lambda each: abs(each[0] - size))
+            seconds *= there / self.windows[False].seconds(near)
+        return seconds / self.sequential()
 
     def _beyond(self, size: float, near: int, seconds: float) -> float:
         """On the flows of the benchmarks a pass over n positions took about 2 a + b n, where a sequential one took a."""
@@ -122,58 +146,7 @@ class Costs:
         return fixed + (seconds - fixed) * size / near
 
 
-class Gains:
-    """Passes for a position by arm: measured over most of a layer, or by the law c + k / W from what was measured.
-
-    Attributes:
-        measured: of earlier runs.
-        latest: of the present run.
-        seconds: for a position, of runs by one arm from beginning to end.
-        spent, regret: seconds for a position of all runs, and beyond what the best arm would have taken.
-
-    Args:
-        like: the gains of another batch size, to begin with.
-    """
-
-    def __init__(self, like: "Gains | None" = None) -> None:
-        self.measured: dict[Arm, deque[float]] = {}
-        self.latest: dict[Arm, float] = {}
-        self.seconds: dict[Arm, deque[float]] = {}
-        self.spent = self.regret = 0.0
-        self.runs = 0
-        if like is not None:
-            like.begin_run()
-            self.measured = {arm: deque(passes, maxlen=5) for arm, passes in like.measured.items()}
-
-    def begin_run(self) -> None:
-        self.runs += 1
-        if self.runs % FORGET == 0 and self.seconds:
-            best = min(self.seconds, key=lambda arm: median(self.seconds[arm]))
-            self.seconds = {best: self.seconds[best]}
-        for arm, passes in self.latest.items():
-            self.measured.setdefault(arm, deque(maxlen=5)).append(passes)
-        self.latest = {}
-
-    def best_seconds(self) -> float:
-        """Seconds for a position by the best arm that did a run; 0 if none did."""
-        return min(map(median, self.seconds.values()), default=0.0)
-
-    def passes(self, arm: Arm) -> float:
-        """Passes for a position."""
-        measured = {a: median(passes) for a, passes in self.measured.items()} | self.latest
-        if arm in measured:
-            return measured[arm]
-        alike = [a for a in measured if a.corrected == arm.corrected]
-        if not alike and arm.corrected:
-            return SAVED * measured.get(Arm(arm.width), math.inf)  # only for a width that was run without
-        if not alike:
-            return SLOWNESS + LATENCY / arm.width
-        nearest = min(alike, key=lambda a: abs(a.width.bit_length() - arm.width.bit_length()))
-        return max(measured[nearest] + LATENCY * (1 / arm.width - 1 / nearest.width), 1 / arm.width)
-
-
 COSTS: OrderedDict[Hashable, Costs] = OrderedDict()
-GAINS: OrderedDict[Hashable, dict[int, Gains]] = OrderedDict()
 
 
 def recall(table: OrderedDict[Hashable, T], key: Hashable, options: Hashable, make: Callable[[], T]) -> T:
@@ -185,11 +158,3 @@ def recall(table: OrderedDict[Hashable, T], key: Hashable, options: Hashable, ma
     while len(table) > 1024:
         table.popitem(last=False)
     return value
-
-
-def gains_of(key: Hashable, options: Hashable, batch: int) -> Gains:
-    """The gains of a batch size; a new one begins with those of the nearest."""
-    by_batch = recall(GAINS, key, options, dict[int, Gains])
-    if batch not in by_batch:
-        by_batch[batch] = Gains(by_batch[min(by_batch, key=lambda b: abs(b - batch))] if by_batch else None)
-    return by_batch[batch]

@@ -1,29 +1,36 @@
 """One run of `Auto`: which width the next passes have, by what passes cost and gain."""
 
-import math
 import time
-from collections import deque
-from statistics import median
 
 import torch
 
-from parallel_decode._costs import ENOUGH, LOCK, Arm, Costs, Gains
+from parallel_decode._costs import ENOUGH, LOCK, Arm, Costs
+from parallel_decode._gains import LATENCY, Gains, trial
 from parallel_decode.correction import Correction
 from parallel_decode.secant import SecantCorrection
 from parallel_decode.system import TriangularSystem
 
 SECANT = SecantCorrection()
-UNTRIED = 0.8  # of the time that is predicted for an arm that was never tried: optimism, so that it is
-UNPROVEN = 0.93  # likewise, for one that has not done a whole run
-REGRET = 0.03  # of all time, beyond one run: what may be spent on trying what turns out slower
-FIRST = 64  # the width that is tried first
-TRIAL = 8  # passes, and a quarter of the width, before an arm is judged in the run that tries it; wider ones than FIRST four times that
-TIMED_TOGETHER = 16  # sequential passes that are timed together
-BREAK_OFF = 10.0  # times slower than sequential decoding by the first pass, and a width is tried no longer
+SEQUENTIAL = Arm(1)
+WORTH_A_TRIAL = 0.9  # of the least time for a position: what an arm has to promise before it is tried
+BETTER = 0.93  # of the time of the present arm: what another one has to promise
+COLD = 10.0  # times slower may the first pass of a size be than later ones, on a CPU
+RISE = 8  # passes before a wider window gains more than the one before it
+TIMED_TOGETHER = 32  # sequential passes that are timed together
 
 
 class Tuner:
-    """Chooses the windows of one run."""
+    """Chooses the windows of one run.
+
+    What it does not know it tries only as far as the allowance of `costs` goes. The unit of costs is the sequential pass, and what a pass gains is worth as much as the
+    best arm that is known takes for it.
+
+    Args:
+        correction: of the schedule.
+        costs, gains: what is known of such systems.
+        arms: to choose from, the first of them sequential.
+        asynchronous: whether passes are only queued, as on a GPU.
+    """
 
     ragged = True  # if its schedule is
 
@@ -32,101 +39,112 @@ class Tuner:
     ) -> None:
         self._given, self._costs, self._gains, self._arms = correction, costs, gains, arms
         self._asynchronous = asynchronous
-        self._arm: Arm | None = None
+        self._known = {arm for arm in arms if gains.proven(arm)}  # from earlier runs
+        self._reserve = 0.6 * costs.allowance.left if costs.runs == 1 else 0.0  # the first layer may be the hardest
+        self._arm, self._least = SEQUENTIAL, 1.0  # the time for a position by the best arm that is proven
+        self._tried: set[Arm] = set()  # in this run
         self._timer = Timer()
-        self._front = self._passes = 0  # where this arm began, and its passes since
-        self._observed = 0  # how often passes were timed
+        self._began = self._passes = 0  # where this arm began in this run, and its passes since
+        self._front = self._reach = 0  # where the passes that are timed began; where the widest window so far ended
 
     @property
     def correction(self) -> Correction | None:
-        return SECANT if self._arm is not None and self._arm.corrected else self._given
+        return SECANT if self._arm.corrected else self._given
 
     def window(self, front: int, length: int) -> range:
         if self._timer.left:
             self._timer.left -= 1
             return range(front, front + 1)
         with LOCK:
-            if self._arm is None or self._observe(self._arm, front, length):
-                arm = self._best(length)
-                if arm != self._arm:
-                    self._note_run(front, length)
-                    self._arm, self._passes, self._front = arm, 0, front
-            assert self._arm is not None
+            if self._timer.size:
+                self._note(front)
+            arm = self._arm if self._stays(front, length) else self._best(front, length)
+            if arm != self._arm:
+                self._arm, self._began, self._passes = arm, front, 0
+            self._front, self._passes = front, self._passes + 1
             size = min(self._arm.width, length - front)
-            together = min(TIMED_TOGETHER if self._costs.knows(Arm(1)) else 4, length - front)
-        self._timer.begin(size, together if self._arm.width == 1 else 1)
+            together = min(TIMED_TOGETHER if self._costs.ready else 4, length - front) if self._arm.width == 1 else 1
+        self._timer.begin(size, together)
         return range(front, front + size)
 
     def after_pass(self, system: TriangularSystem) -> None:
         """Nothing to note: drafts are `Adaptive`'s matter."""
 
     def finish(self, front: int, length: int) -> None:
-        if self._arm is None or self._timer.left:
-            return
-        with LOCK:
-            self._note_gain(self._arm, front, length)
-            best = self._gains.best_seconds()
-            self._note_run(front, length)
-            seconds = self._timer.whole() / length
-            self._gains.spent += seconds
-            self._gains.regret += max(0.0, seconds - best) if best else 0.0
+        if self._timer.size and not self._timer.left:
+            with LOCK:
+                self._note(front)
 
-    def _observe(self, arm: Arm, front: int, length: int) -> bool:
-        """Note the cost and gain of the last passes; whether to choose again."""
-        self._observed += 1
-        judged = self._note_gain(arm, front, length)
-        if self._asynchronous:  # single positions are only queued
+    def _note(self, front: int) -> None:
+        """What the last passes cost and gained."""
+        if self._asynchronous:  # passes are only queued
             torch.cuda.synchronize()
-        seconds, size = self._timer.each(), self._timer.size
-        if min(self._observed, self._passes) == 1:  # the first also prepares
-            sequential = self._costs.sequential() if self._costs.knows(Arm(1)) else math.inf
-            if self._gains.passes(arm) * seconds < BREAK_OFF * sequential:
-                return False
-            for _ in range(ENOUGH - 1):
-                self._costs.add(arm, size, seconds)
-        return self._costs.add(arm, size, seconds) or (judged and self._passes % 8 == 0)
+        arm, costs, size, seconds = self._arm, self._costs, self._timer.size, self._timer.each()
+        first, opening = arm not in self._tried, not self._tried
+        self._tried.add(arm)
+        if not first:  # that one also prepares
+            costs.add(arm, size, seconds)
+        elif (
+            costs.ready
+            and size > 1
+            and not self._asynchronous
+            and self._gains.passes(arm) * seconds > COLD * costs.sequential()
+        ):
+            for _ in range(ENOUGH):
+                costs.add(arm, size, seconds)
+        rises = not self._gains.proven(arm) and self._passes <= LATENCY
+        if arm.width > 1 and not rises and self._front + size >= self._reach:  # else wider windows have been there
+            self._gains.add(arm, front - self._front, size)
+        self._reach = max(self._reach, self._front + size)
+        if costs.ready and not opening and not (first and self._asynchronous):
+            spent = seconds / costs.sequential()
+            if size == 1:
+                spent = 1.0
+            elif costs.windows[arm.corrected].knows(size):
+                spent = min(spent, costs.of(size, arm.corrected))
+            costs.allowance.settle(spent * self._timer.together, front - self._front)
 
-    def _note_gain(self, arm: Arm, front: int, length: int) -> bool:
-        """Note how far the last pass came; whether the arm has run for long enough to be judged by it."""
-        self._passes += 1
-        trial = TRIAL + arm.width // 4 if arm.width <= FIRST else 4 * TRIAL + arm.width // 2
-        gained = front - self._front
-        far = gained >= length // 4 or self._passes >= length // 4  # a layer may begin harder than it goes on
-        judged = arm.width > 1 and (gained >= length // 2 or (far and self._passes >= trial))
-        if judged:
-            self._gains.latest[arm] = self._passes / gained
-        return judged
-
-    def _note_run(self, front: int, length: int) -> None:
-        """Note the seconds of a run that was this arm's, or nearly."""
-        if self._arm is None or self._front > 0 or 4 * front < 3 * length:
-            return
-        if self._asynchronous:
-            torch.cuda.synchronize()
-        self._gains.seconds.setdefault(self._arm, deque(maxlen=5)).append(self._timer.whole() / front)
-
-    def _best(self, length: int) -> Arm:
-        """The arm with the least time for a position."""
-        gains, (sequential, *windows) = self._gains, self._arms
-        if not self._costs.knows(sequential) or not windows:
-            return sequential
-        if not any(map(self._costs.knows, windows)):
-            return min(windows, key=lambda arm: (arm.corrected, abs(arm.width - FIRST)))
-        times = {sequential: self._costs.sequential()}
+    def _best(self, front: int, length: int) -> Arm:
+        """The arm with the least time for a position, of those whose trial the allowance covers."""
+        costs, gains, left = self._costs, self._gains, length - front
+        windows = [
+            arm for arm in self._arms[1:] if gains.proven(arm) or arm == self._arm or self._may_be_tried(arm, left)
+        ]
+        if not costs.ready or not windows or costs.allowance.left < -costs.allowance.most:
+            return SEQUENTIAL
+        if not costs.knows_windows():  # the least of them tells what they cost
+            return min(windows) if costs.allowance.left > self._reserve else SEQUENTIAL
+        times = {SEQUENTIAL: 1.0}
         for arm in windows:
-            mean = arm.width - arm.width**2 / (2 * length)  # the last windows are shorter
-            optimism = UNPROVEN if arm in gains.measured or arm in gains.latest else UNTRIED
-            times[arm] = optimism * gains.passes(arm) * self._costs.seconds(mean, arm.corrected)
-        for arm in self._arms:
-            runs = gains.seconds.get(arm, ())  # one alone may have met a bad moment of the machine
-            if len(runs) > 1 or (runs and runs[0] < 1.3 * times[arm]):
-                times[arm] = median(runs)
-        if gains.regret > REGRET * gains.spent + gains.best_seconds():  # no more trials for now
-            times = {
-                arm: seconds for arm, seconds in times.items() if arm == self._arm or arm in gains.seconds
-            } or times
+            times[arm] = gains.passes(arm) * costs.of(gains.size(arm, left), arm.corrected)
+        self._least = min(seconds for arm, seconds in times.items() if gains.proven(arm))
+        now = costs.of(min(self._arm.width, left), self._arm.corrected)
+        for arm in windows:
+            if not gains.proven(arm):  # a wider window costs more for some passes before it gains more
+                loss = 0.0 if arm == self._arm else RISE * max(0.0, costs.of(arm.width, arm.corrected) - now)
+                promising = arm == self._arm or times[arm] < WORTH_A_TRIAL * self._least
+                if not (promising and costs.allowance.covers(self._reserve + loss)):
+                    del times[arm]
+        if self._arm in times and not gains.proven(self._arm) and self._may_win(left):
+            return self._arm
         best = min(times, key=times.__getitem__)
-        return best if self._arm is None or times[best] < 0.9 * times[self._arm] else self._arm
+        return best if times[best] < BETTER * times.get(self._arm, 2.0) else self._arm
+
+    def _may_be_tried(self, arm: Arm, left: int) -> bool:
+        return arm.width <= left and (not arm.corrected or self._gains.proven(Arm(arm.width)))
+
+    def _stays(self, front: int, length: int) -> bool:
+        """Whether an arm that earlier runs have proven goes on without a thought: it begins slowly, and so may a layer."""
+        allowance = self._costs.allowance
+        if self._arm.width == 1 or self._arm not in self._known or allowance.left < -allowance.most:
+            return False
+        long = front - self._began >= length // 2 or self._passes >= max(trial(self._arm), length // 4)
+        return not long or self._passes % 8 > 0
+
+    def _may_win(self, left: int) -> bool:
+        """Whether the arm would be the best if it gained what the law says."""
+        arm = self._arm
+        return self._gains.expected(arm) * self._costs.of(self._gains.size(arm, left), arm.corrected) < self._least
 
 
 class Timer:
@@ -134,23 +152,19 @@ class Timer:
 
     Attributes:
         size: positions of the passes that are being timed.
+        together: how many there are.
         left: how many of them are still to come.
     """
 
     def __init__(self) -> None:
-        self.size = self.left = 0
-        self._together = 1
-        self._run = self._began = time.perf_counter()
+        self.size = self.together = self.left = 0
+        self._began = 0.0
 
     def begin(self, size: int, together: int) -> None:
         """So many passes are timed together from now on."""
-        self.size, self._together, self.left = size, together, together - 1
+        self.size, self.together, self.left = size, together, together - 1
         self._began = time.perf_counter()
 
     def each(self) -> float:
         """Seconds of each of them."""
-        return (time.perf_counter() - self._began) / self._together
-
-    def whole(self) -> float:
-        """Seconds of the run so far."""
-        return time.perf_counter() - self._run
+        return (time.perf_counter() - self._began) / self.together

@@ -14,7 +14,8 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from parallel_decode._costs import COSTS, LOCK, Arm, Costs, gains_of, recall
+from parallel_decode._costs import COSTS, LOCK, Arm, Costs, recall
+from parallel_decode._gains import gains_of
 from parallel_decode._options import check_kind
 from parallel_decode._tuner import Tuner
 from parallel_decode.schedules import Chooser, Schedule
@@ -79,7 +80,7 @@ class Auto(Schedule):
             arms += [Arm(width, True) for width in widths if 1 < width <= length]
         options = (self.per_row, self.correction, self.start, tol)
         with LOCK:
-            costs = recall(COSTS, system.cost_key, (*options, length, torch.get_num_threads()), Costs)
+            costs = recall(COSTS, system.cost_key, (*options, length, torch.get_num_threads()), lambda: Costs(length))
             gains = gains_of(system.gain_key, options, batch)
             gains.begin_run()
             costs.begin_run()

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import parallel_decode as pd
-from parallel_decode._allowance import FREE, MOST, SHARE
+from parallel_decode._allowance import Allowance
 from parallel_decode.adapters.causal_lm import Adaptive, adaptive
 from parallel_decode.adapters.causal_lm.adaptive import (
     APART,
@@ -98,7 +98,7 @@ def tuner(
         for apart in (False, True):
             for _ in range(2):
                 costs.add(width, apart, 1 + slope * (width - 1) + 0.05 * apart)
-    memory.allowance.left = MOST
+    memory.allowance.left = memory.allowance.most
     return _Tuner(System(drafting), {len(texts): costs}, memory, most, per_row)  # type: ignore[arg-type]
 
 
@@ -212,7 +212,8 @@ def test_never_much_slower_than_one_token_at_a_time(
             done += length
         spent = clock[0]
     dearest = 1 + slope * 63 + mask
-    assert spent <= done * (1 + SHARE) + FREE + dearest + 3
+    allowed = Allowance()
+    assert spent <= done * (1 + allowed.share) + allowed.free + dearest + 3
 
 
 def test_the_passes_that_a_position_takes_are_learnt_by_windows_of_one_width() -> None:
