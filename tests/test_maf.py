@@ -381,7 +381,7 @@ def test_masks_that_were_loaded_anew_are_read_anew() -> None:
 
 def test_parallel_twice_takes_the_last_tolerance() -> None:
     fast = parallel(parallel(make("zuko MAF")), tol=0.5)
-    assert [module.options.tol for module in drop_ins(fast)] == [0.5, 0.5]
+    assert [module.parallel_inverse.tol for module in drop_ins(fast)] == [0.5, 0.5]
 
 
 @pytest.mark.parametrize("tol", [-1.0, float("nan"), "0", True])
@@ -404,7 +404,7 @@ def test_its_systems_keep_the_promises_of_systems(name: str) -> None:
     def of(rows: Any) -> Callable[[Tensor], Tensor]:
         return lambda x: lazy.meta(c, x).inv(y[rows])
 
-    check_system(MaskedSystem(of(slice(None)), y, lazy.order(), of))
+    check_system(MaskedSystem(of(slice(None)), y, lazy.parallel_inverse.order(lazy), of))
 
 
 def test_orders() -> None:

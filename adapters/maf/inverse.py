@@ -4,14 +4,16 @@ Shapes: B batch rows, D features.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules import module as modules
 
 from parallel_decode._adjoint import attach
 from parallel_decode._guard import NotFinite
-from parallel_decode.adapters.maf.order import Order, generations
+from parallel_decode.adapters.maf.order import Order, UnknownLayer, generations
 from parallel_decode.adapters.maf.system import MaskedSystem, Sweep, Sweeps
 from parallel_decode.schedules import Jacobi
 from parallel_decode.solution import Solution
@@ -21,48 +23,52 @@ SHALLOW = 3  # an inverse of so few passes has nothing to gain
 MANY = 2**18  # numbers in a batch, from which it pays that rows leave it
 
 
-@dataclass(frozen=True)
-class Options:
-    """How a drop-in solves; see `parallel`."""
+class Inverse:
+    """The inverse of a transform through `pd.solve`.
 
-    tol: float = 0.0
-
-
-class Parallel(nn.Module):
-    """A transform whose inverse goes through `pd.solve`; mixed in before the class of a library.
+    Args:
+        tol: see `parallel`.
 
     Attributes:
-        options: how.
         last_solution: of the last call; its value has the features as positions.
     """
 
-    options: Options
-    last_solution: Solution | None = None
-    last_order: tuple[object, Order] | None = None
+    def __init__(self, tol: float) -> None:
+        self.tol = tol
+        self.last_solution: Solution | None = None
+        self._last_order: tuple[object, Order] | None = None
 
-    def depends(self) -> Tensor:
-        """Which features' parameters depend on which features, shape (D, D)."""
-        raise NotImplementedError
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"last_solution": None, "_last_order": None}
 
-    def order(self) -> Order:
+    def order(self, transform: "Parallel") -> Order:
         """The order of the features, read off the masks again if these have changed (a state was loaded, say)."""
-        masks = [b for name, b in self.named_buffers() if name.endswith("mask")]
-        key = [(mask.data_ptr(), 0 if mask.is_inference() else mask._version) for mask in masks]
-        if self.last_order is None or self.last_order[0] != key:
-            order = order_of(self.depends())
+        masks = [b for name, b in transform.named_buffers() if name.endswith("mask")]
+        # inference tensors count no versions, and may have changed
+        key = [(mask.data_ptr(), object() if mask.is_inference() else mask._version) for mask in masks]
+        last = self._last_order  # threads may replace it (nn.DataParallel)
+        if last is None or last[0] != key:
+            order = order_of(type(transform).parallel_depends, transform)
             if isinstance(order, str):
                 raise ValueError(
-                    f"the masks of this {type(self).__name__} have changed: {order}; call parallel(...) again"
+                    f"the masks of this {type(transform).__name__} have changed: {order}; call parallel(...) again"
                 )
-            self.last_order = key, order.to(masks[0].device)
-        return self.last_order[1]
+            last = self._last_order = key, order.to(masks[0].device)
+        return last[1]
 
-    def invert(
-        self, sweep: Sweep, of_rows: Callable[[Tensor], Sweep], y: Tensor, context: Tensor | None, passes: int
+    def solve(
+        self,
+        transform: "Parallel",
+        sweep: Sweep,
+        of_rows: Callable[[Tensor], Sweep],
+        y: Tensor,
+        context: Tensor | None,
+        passes: int,
     ) -> tuple[Tensor, bool]:
         """x (B, D) of y (B, D), with a gradient if anything that it comes from asks for one.
 
         Args:
+            transform: whose inverse it is.
             sweep: parameters and inverse of all features, from x (B, D).
             of_rows: the same for some rows, from their indices.
             y: what to invert.
@@ -72,7 +78,7 @@ class Parallel(nn.Module):
         Returns:
             x, and whether the last call of `sweep` was the one that found it.
         """
-        tol = self.options.tol
+        tol = self.tol
         with torch.no_grad():
             left: Tensor | None
             if tol == 0 or y.numel() < MANY:  # sweeps in the library's own order cost the least
@@ -80,21 +86,85 @@ class Parallel(nn.Module):
             else:
                 x, left = torch.empty_like(y), torch.ones(len(y), dtype=torch.bool, device=y.device)
             if left is not None:  # in order, what overflows beyond the front of a row can be told from what is genuine
-                rest, order = left.nonzero()[:, 0], self.order()
+                rest, order = left.nonzero()[:, 0], self.order(transform)
                 select = (lambda some: of_rows(rest[some])) if tol > 0 else None
                 solution = solve(MaskedSystem(of_rows(rest), y[rest], order, select), Jacobi(), tol=tol)
                 x[rest], self.last_solution = order.original(solution.value), solution
-        if not self.needs_gradient(y, context):
+        inputs = (y, context, *transform.parameters())
+        if not torch.is_grad_enabled() or not (
+            any(t is not None and t.requires_grad for t in inputs)
+            or sweep(
+                x
+            ).requires_grad  # by what a hook adds, or by the copies of parameters in a replica (nn.DataParallel)
+        ):
             return x, left is None
-        order = self.order()
-        system = MaskedSystem(sweep, y, order)
-        return order.original(attach(system, order.positions(x), exact=tol == 0)), False
+        order = self.order(transform)
+        solved = attach(MaskedSystem(sweep, y, order), order.positions(x), exact=tol == 0)
+        if solved.requires_grad:
+            solved.register_hook(_check_derivative)  # type: ignore[no-untyped-call]
+        return order.original(solved), False
 
-    def needs_gradient(self, *inputs: Tensor | None) -> bool:
-        """Whether gradients are enabled, and one of these or of the parameters wants one."""
-        if not torch.is_grad_enabled():
-            return False
-        return any(t is not None and t.requires_grad for t in (*inputs, *self.parameters()))
+
+class Parallel(nn.Module):
+    """Mixed in before the class of a library, and so hides what has the name of an attribute of its own there.
+
+    Attributes:
+        parallel_inverse: its inverse.
+    """
+
+    parallel_inverse: Inverse
+
+    def parallel_depends(self) -> Tensor:
+        """Which features' parameters depend on which features, shape (D, D)."""
+        raise NotImplementedError
+
+    @property
+    def last_solution(self) -> Solution | None:
+        """Of the last call of the inverse; its value has the features as positions."""
+        return self.parallel_inverse.last_solution
+
+
+def library_inverts(transform: nn.Module, y: Tensor) -> bool:
+    """Whether a call is left to the library's own inverse, of as many sweeps whatever the values are.
+
+    So is what is random, what has no values, what is only recorded (torch.compile, torch.jit.trace, make_fx), and
+    derivatives that pass through the sweeps themselves (torch.func, forward mode).
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or y.is_meta
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or any(torch._C._get_dispatch_mode(mode) is not None for mode in _RECORDERS)
+        or is_random(transform)
+    )
+
+
+_RECORDERS = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
+
+
+def is_plain(network: nn.Module) -> bool:
+    """Whether a call of the network is what its classes say: nothing is hooked to its parts, or in place of their `forward`."""
+    return not (modules._global_forward_hooks or modules._global_forward_pre_hooks) and not any(
+        part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__ for part in network.modules()
+    )
+
+
+def _check_derivative(grad: Tensor | None) -> None:
+    """Refuse by name what the adjoint system cannot give."""
+    asked = ""
+    if grad is not None and (
+        torch._C._functorch.is_legacy_batchedtensor(grad) or torch._C._functorch.is_batchedtensor(grad)
+    ):
+        asked = "batched gradients (is_grads_batched=True, jacobian(vectorize=True))"
+    elif torch.is_grad_enabled():
+        asked = "a second derivative (create_graph=True)"
+    if asked:
+        raise NotImplementedError(
+            f"{asked} of an inverse by `parallel`, which has first derivatives one at a time: take it of the flow that was "
+            "given to `parallel`, which has the same parameters, or by torch.func (jacrev, hessian), which works on both"
+        )
 
 
 def _swept(system: Sweeps, tol: float) -> tuple[Tensor, Tensor | None, Solution]:
@@ -109,9 +179,14 @@ def _swept(system: Sweeps, tol: float) -> tuple[Tensor, Tensor | None, Solution]
             initial = overflow.x
 
 
-def order_of(depends: Tensor) -> Order | str:
-    """The order that a dependency matrix (D, D) gives, or why there is nothing to be done with it."""
-    generation = generations(depends)
+def order_of(depends: Callable[[Any], Tensor], transform: nn.Module) -> Order | str:
+    """The order that a transform's dependency matrix (D, D) gives, or why there is nothing to be done with it."""
+    if any(mask.is_meta for mask in transform.buffers()):
+        return "it is on the meta device: its order is not known"
+    try:
+        generation = generations(depends(transform))
+    except UnknownLayer as unknown:
+        return str(unknown)
     if generation is None:
         return "its masks have a cycle: it is not autoregressive"
     order = Order(generation)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parallel_decode.adapters.maf.inverse import Parallel, is_random, order_of
-from parallel_decode.adapters.maf.order import reach
+from parallel_decode.adapters.maf.inverse import Parallel, is_plain, library_inverts, order_of
+from parallel_decode.adapters.maf.order import UnknownLayer, reach
 from parallel_decode.adapters.maf.system import Sweep
 
 
@@ -27,6 +27,9 @@ TRANSFORMS = (
     ("normflows.flows.affine.autoregressive", "Autoregressive"),
 )
 
+AFFINE = ("MaskedAffineAutoregressiveTransform", "MaskedAffineAutoregressive")  # of these
+REPLACED = ("_elementwise_inverse", "_unconstrained_scale_and_shift")  # methods of theirs that `_scale` stands for
+
 
 def consider(module: nn.Module) -> type[Parallel] | str | None:
     """The mixin for a module, or why it has none; None for a module that is no autoregressive transform."""
@@ -38,7 +41,7 @@ def consider(module: nn.Module) -> type[Parallel] | str | None:
     if _made(module) is None:
         network = getattr(module, "autoregressive_net", None)
         return f"its network is a {type(network).__name__}, expected a MADE: its order is not known"
-    order = order_of(dependencies(module))
+    order = order_of(dependencies, module)
     return order if isinstance(order, str) else ParallelNflows
 
 
@@ -48,22 +51,23 @@ def dependencies(module: Any) -> Tensor:
     chain: list[nn.Module] = [network.initial_layer]
     for block in network.blocks:
         chain.append(nn.Sequential(*block.linear_layers) if hasattr(block, "linear_layers") else block.linear)
-    features = network.initial_layer.in_features
+    if not isinstance(chain[0], nn.Linear):
+        raise UnknownLayer(chain[0])
+    features = chain[0].in_features
     return reach([*chain, network.final_layer], features).view(features, -1, features).amax(1)
 
 
 class ParallelNflows(Parallel):
     """Mixed in before an autoregressive transform."""
 
-    def depends(self) -> Tensor:
-        return dependencies(self)
+    parallel_depends = dependencies
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if is_random(self) or inputs.dim() != 2:
+        if inputs.dim() != 2 or library_inverts(self, inputs):
             return super().inverse(inputs, context)  # type: ignore[misc, no-any-return]
         transform: Any = self
         scale, features = _scale(transform), inputs.shape[1]
-        apart = scale is not None and self.options.tol > 0
+        apart = scale is not None and self.parallel_inverse.tol > 0
         last: Tensor | None = None  # the scale (B, D) of an affine transform, or the log determinant (B,) of another
         with torch.no_grad():
             prepared = _network(transform.autoregressive_net, context, apart)
@@ -90,7 +94,7 @@ class ParallelNflows(Parallel):
             network = _network(transform.autoregressive_net, None if context is None else context[rows], apart)
             return lambda x: inverse(network(x), y)[0]
 
-        x, found = self.invert(sweep, of_rows, inputs, context, features)
+        x, found = self.parallel_inverse.solve(self, sweep, of_rows, inputs, context, features)
         if not found or last is None:
             return x, transform._elementwise_inverse(inputs, transform.autoregressive_net(x, context))[1]
         return x, last if scale is None else -last.log().sum(1)
@@ -101,16 +105,12 @@ def _scale(transform: Any) -> Callable[[Tensor], Tensor] | None:
 
     The library's own function also takes its logarithm, at every pass.
     """
-    own = type(transform)._elementwise_inverse
-    library = sys.modules[own.__module__]
-    if own.__qualname__ == "MaskedAffineAutoregressiveTransform._elementwise_inverse" and library.__name__.startswith(
-        "nflows."
-    ):
-        return lambda u: F.softplus(u) + transform._epsilon
-    if own.__qualname__ == "MaskedAffineAutoregressive._elementwise_inverse" and library.__name__.startswith(
-        "normflows."
-    ):
-        return lambda u: torch.sigmoid(u + 2.0) + 1e-3
+    for (library, _), kind in zip(TRANSFORMS, AFFINE, strict=True):
+        affine = getattr(sys.modules.get(library), kind, None)
+        methods = [getattr(getattr(transform, name, None), "__func__", None) for name in REPLACED]
+        if affine is not None and methods == [getattr(affine, name) for name in REPLACED]:
+            nflows = library.startswith("nflows.")
+            return lambda u: F.softplus(u) + transform._epsilon if nflows else torch.sigmoid(u + 2.0) + 1e-3
     return None
 
 
@@ -124,11 +124,11 @@ def _network(made: Any, context: Tensor | None, apart: bool) -> Callable[[Tensor
             fast on what is contiguous, and round otherwise in the last bit.
     """
     blocks = list(made.blocks)
-    residual = all(hasattr(block, "linear_layers") for block in blocks)
-    normed = nn.modules.batchnorm._BatchNorm
-    if not (residual or context is None) or any(
-        part._forward_hooks or part._forward_pre_hooks or isinstance(part, normed) for part in made.modules()
-    ):
+    library = sys.modules[made.__module__]
+    residual = all(type(block) is library.MaskedResidualBlock for block in blocks)
+    normed = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in made.modules())
+    known = _is_librarys(made, library)
+    if not known or normed or not is_plain(made) or not (residual or context is None):
         return lambda x: _apart(made(x, context), 1) if apart else made(x, context)
 
     def linear(layer: Any, apart: bool = False) -> Callable[[Tensor], Tensor]:
@@ -174,6 +174,19 @@ def _network(made: Any, context: Tensor | None, apart: bool) -> Callable[[Tensor
         return last(h)
 
     return run
+
+
+def _is_librarys(made: Any, library: Any) -> bool:
+    """Whether the network's blocks and masked layers are the library's, and none was replaced."""
+    kinds = (library.MaskedResidualBlock, library.MaskedFeedforwardBlock)
+    blocks = list(made.blocks)
+    linears = [
+        layer for b in blocks for layer in (b.linear_layers if type(b) is kinds[0] else [getattr(b, "linear", None)])
+    ]
+    layers = (made.initial_layer, *linears, made.final_layer)
+    return all(type(block) in kinds for block in blocks) and all(
+        type(layer) is library.MaskedLinear for layer in layers
+    )
 
 
 def _apart(x: Tensor, dim: int) -> Tensor:

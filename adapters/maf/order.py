@@ -9,11 +9,18 @@ import torch
 from torch import Tensor, nn
 
 
+class UnknownLayer(ValueError):
+    """A network has a layer of which it is not known which outputs depend on which inputs."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__(f"its network has a {type(layer).__name__}, which has no mask: its order is not known")
+
+
 class Order:
     """Features as positions of a triangular system: those of one generation depend on those of earlier ones alone.
 
     Args:
-        generation: of each feature, shape (D,), from 0 without gaps.
+        generation: of each feature, shape (D,), on the CPU, from 0 without gaps.
 
     Attributes:
         depth: the number of generations: so many passes always suffice.
@@ -26,15 +33,17 @@ class Order:
         by_generation = generation.argsort(stable=True)
         if len(sizes) * int(sizes.max()) > 2 * self.features:  # too much padding: each feature a position of its own
             generation = by_generation.argsort()
-            sizes = torch.ones(self.features, dtype=torch.long)
+            sizes = torch.ones(self.features, dtype=torch.long, device="cpu")
         self.length = len(sizes)
-        self.natural = bool((generation == torch.arange(self.features)).all())
-        within = torch.cat([torch.arange(int(size)) for size in sizes])
+        self.natural = bool((generation == torch.arange(self.features, device="cpu")).all())
+        within = torch.cat([torch.arange(int(size), device="cpu") for size in sizes])
         self.width = int(sizes.max())  # smaller generations are padded
-        self.slot = torch.empty(self.features, dtype=torch.long)  # of each feature, in (L * G)
+        self.slot = torch.empty(self.features, dtype=torch.long, device="cpu")  # of each feature, in (L * G)
         self.slot[by_generation] = generation[by_generation] * self.width + within
-        self.source = torch.full((self.length * self.width,), self.features)  # of each slot; D for padding
-        self.source[self.slot] = torch.arange(self.features)
+        self.source = torch.full(
+            (self.length * self.width,), self.features, device="cpu"
+        )  # of each slot; D for padding
+        self.source[self.slot] = torch.arange(self.features, device="cpu")
         self.padded = bool((self.source == self.features).any())
 
     def to(self, device: torch.device) -> "Order":
@@ -61,16 +70,21 @@ def reach(layers: Iterable[nn.Module], inputs: int) -> Tensor:
 
     Args:
         layers: linear layers with a `mask`; chains of them (`nn.Sequential`), which are residual: x + chain(x); anything
-            else acts on each feature alone.
+            else, if it has no matrix, acts on each feature alone.
         inputs: how many there are; further columns of the first mask (a context) are left out.
+
+    Raises:
+        UnknownLayer: a layer has a matrix and no mask.
     """
-    reached = torch.eye(inputs)
+    reached = torch.eye(inputs, dtype=torch.float32, device="cpu")
     for layer in layers:
         mask = getattr(layer, "mask", None)
         if isinstance(mask, Tensor):
             reached = (mask.detach().cpu().float()[:, :inputs] @ reached > 0).float()
         elif isinstance(layer, nn.Sequential):
             reached = (reached + reach(layer, len(reached)) @ reached > 0).float()
+        elif any(parameter.dim() > 1 for parameter in layer.parameters()):
+            raise UnknownLayer(layer)
         inputs = len(reached)
     return reached
 
@@ -89,7 +103,7 @@ def generations(depends: Tensor) -> Tensor | None:
         [1, 0, 2]
     """
     depends = (depends != 0).float()
-    generation = torch.full((len(depends),), -1)
+    generation = torch.full((len(depends),), -1, device=depends.device)
     missing = depends.sum(1)
     for number in range(len(depends)):
         ready = (missing == 0) & (generation < 0)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from parallel_decode.adapters.maf.inverse import Options, Parallel
+from parallel_decode.adapters.maf.inverse import Inverse, Parallel
 from parallel_decode.adapters.maf.view import mixed, view
 
 M = TypeVar("M", bound=nn.Module)
@@ -43,7 +43,8 @@ class _Parallel:
 
         Without gradients an inverse is a Jacobi iteration that stops when nothing changes. With gradients it is the same,
         followed by one evaluation: gradients are exact at the solution, by the adjoint system, in the memory of one pass
-        (and can be taken once: `create_graph=True` raises, where the library's own inverse can be differentiated twice).
+        (and can be taken once: `create_graph=True` and batched gradients raise a NotImplementedError). Under torch.func,
+        forward-mode differentiation, torch.compile and tracing the inverse is the library's own.
 
         Args:
             flow: of zuko (a flow or lazy transform), nflows (a flow or transform), normflows (a model or flow), or any module
@@ -71,13 +72,13 @@ class _Parallel:
             raise TypeError(f"flow is a {type(flow).__name__}, expected a module of zuko, nflows or normflows")
         if isinstance(tol, bool) or not isinstance(tol, (int, float)) or not isfinite(tol) or tol < 0:
             raise ValueError(f"tol is {tol!r}, expected a number >= 0")
-        options = Options(float(tol))
 
         def instead(module: nn.Module) -> tuple[type[nn.Module], dict[str, Any]] | None:
+            inverse = {"parallel_inverse": Inverse(float(tol))}
             if isinstance(module, Parallel):  # it was parallel before, perhaps with another tolerance
-                return type(module), {"options": options, "last_solution": None}
+                return type(module), inverse
             mixin, kind = _consider(module), type(module)
-            return (mixed(mixin, kind), {"options": options}) if isinstance(mixin, type) else None  # type: ignore[arg-type]
+            return (mixed(mixin, kind), inverse) if isinstance(mixin, type) else None  # type: ignore[arg-type]
 
         fast = view(flow, instead)
         for module in fast.modules():  # hooks are not shared
@@ -103,8 +104,9 @@ class _Parallel:
         for name, module in flow.named_modules():
             if isinstance(module, Parallel):
                 kind, what = type(module).__bases__[1].__name__, "parallel"
-                if module.last_solution is not None:
-                    stats, length = module.last_solution.layers[0], module.last_solution.value.shape[1]
+                last = module.parallel_inverse.last_solution
+                if last is not None:
+                    stats, length = last.layers[0], last.value.shape[1]
                     what += f", {stats.passes} passes in place of {length}, {stats.seconds:.2g} s"
             else:
                 why = _consider(module)

@@ -39,7 +39,7 @@ def mixed(mixin: type[nn.Module], kind: type[nn.Module]) -> type[nn.Module]:
 
 def _reduce(self: Any, protocol: int) -> tuple[Any, ...]:
     mixin, kind = type(self).__bases__
-    return _blank, (mixin, kind), {key: value for key, value in self.__dict__.items() if key != "last_solution"}
+    return _blank, (mixin, kind), self.__dict__
 
 
 def _blank(mixin: type[nn.Module], kind: type[nn.Module]) -> nn.Module:

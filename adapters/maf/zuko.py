@@ -12,8 +12,8 @@ from zuko.nn import MaskedLinear, MaskedMLP
 from zuko.transforms import AutoregressiveTransform
 from zuko.utils import unpack
 
-from parallel_decode.adapters.maf.inverse import Parallel, is_random, order_of
-from parallel_decode.adapters.maf.order import reach
+from parallel_decode.adapters.maf.inverse import Parallel, is_plain, library_inverts, order_of
+from parallel_decode.adapters.maf.order import UnknownLayer, reach
 from parallel_decode.adapters.maf.system import Sweep
 
 
@@ -23,56 +23,71 @@ def consider(module: nn.Module) -> type[Parallel] | str | None:
         return None
     if type(module.hyper) is not MaskedMLP:
         return f"its network is a {type(module.hyper).__name__}, expected a MaskedMLP: its order is not known"
-    order = order_of(dependencies(module))
+    order = order_of(dependencies, module)
     return order if isinstance(order, str) else ParallelZuko
 
 
 def dependencies(module: Any) -> Tensor:
     """Which features depend on which, shape (D, D)."""
-    outputs = [layer for layer in module.hyper if isinstance(layer, MaskedLinear)][-1].out_features
-    features = outputs // module.total
+    last = module.hyper[-1]
+    if not isinstance(last, MaskedLinear):
+        raise UnknownLayer(last)
+    features = last.out_features // module.total
     return reach(module.hyper, features).view(features, module.total, features).amax(1)
 
 
 class ParallelZuko(Parallel):
     """Mixed in before `MaskedAutoregressiveTransform`."""
 
-    def depends(self) -> Tensor:
-        return dependencies(self)
+    parallel_depends = dependencies
 
     def forward(self, c: Tensor | None = None) -> Any:
         transform = super().forward(c)
-        if type(transform) is not AutoregressiveTransform or is_random(self):
-            return transform
-        return _Transform(self, c, transform)
+        meta = getattr(transform, "meta", None)
+        if type(transform) is AutoregressiveTransform and isinstance(meta, partial) and _is_librarys(self, meta):
+            return _Transform(self, transform)
+        return transform
+
+
+def _is_librarys(lazy: Any, meta: partial[Any]) -> bool:
+    """Whether `meta` is the library's own method of this transform with a context, and not a subclass's."""
+    method: Any = meta.func
+    own = getattr(method, "__func__", None) is MaskedAutoregressiveTransform.meta and method.__self__ is lazy
+    return own and len(meta.args) == 1 and not meta.keywords
 
 
 class _Transform(AutoregressiveTransform):  # type: ignore[misc]
     """An `AutoregressiveTransform` with another inverse."""
 
-    def __init__(self, lazy: Any, c: Tensor | None, like: AutoregressiveTransform) -> None:
+    def __init__(self, lazy: Any, like: AutoregressiveTransform) -> None:
         super().__init__(like.meta, like.passes)
-        self.lazy, self.c = lazy, c
+        self.lazy = lazy
 
     def _inverse(self, y: Tensor) -> Tensor:
         lazy: Any = self.lazy
-        c = self.c
+        if library_inverts(lazy, y):
+            return super()._inverse(y)  # type: ignore[no-any-return]
+        (c,) = self.meta.args
         if c is not None:  # samples and contexts are broadcast
             shape = torch.broadcast_shapes(y.shape[:-1], c.shape[:-1])  # type: ignore[no-untyped-call]
             y, c = y.expand(*shape, y.shape[-1]), c.expand(*shape, c.shape[-1]).reshape(-1, c.shape[-1])
         flat = y.reshape(-1, y.shape[-1])
         with torch.no_grad():
-            prepared = _Chain(lazy.hyper, lazy.total if lazy.options.tol > 0 and not any(lazy.shapes) else 1)
+            apart = lazy.parallel_inverse.tol > 0 and not any(lazy.shapes)
+            prepared = _Chain(lazy.hyper, lazy.total if apart else 1) if is_plain(lazy.hyper) else None
+
+        def as_given(x: Tensor) -> Tensor:  # what is hooked to the network may depend on the shape
+            return lazy.hyper(x.view(*y.shape[:-1], x.shape[-1])).view(len(x), lazy.total * y.shape[-1])  # type: ignore[no-any-return]
 
         def sweep(x: Tensor) -> Tensor:
-            network = None if torch.is_grad_enabled() else prepared
+            network = as_given if prepared is None or torch.is_grad_enabled() else prepared
             return _inverse(lazy, network, c, x, flat)
 
         def of_rows(rows: Tensor) -> Sweep:
             some, values = None if c is None else c[rows], flat[rows]
-            return lambda x: _inverse(lazy, prepared, some, x, values)
+            return lambda x: _inverse(lazy, prepared or lazy.hyper, some, x, values)
 
-        x, _ = lazy.invert(sweep, of_rows, flat, c, self.passes)
+        x, _ = lazy.parallel_inverse.solve(lazy, sweep, of_rows, flat, c, self.passes)
         return x.view(y.shape)  # type: ignore[no-any-return]
 
 
@@ -88,10 +103,10 @@ class _Chain:
     def __init__(self, layers: nn.Sequential, total: int) -> None:
         self.steps: list[Callable[[Tensor], Tensor]] = []
         last = len(layers) - 1
-        self.apart = total > 1 and _plain(layers[last])
+        self.apart = total > 1 and type(layers[last]) is MaskedLinear
         layer: Any
         for index, layer in enumerate(layers):
-            if not _plain(layer):
+            if type(layer) is not MaskedLinear:
                 self.steps.append(layer)
                 continue
             weight, bias = layer.mask * layer.weight, layer.bias
@@ -105,19 +120,12 @@ class _Chain:
         return x
 
 
-def _plain(layer: Any) -> bool:
-    """Whether a layer is a masked one that nothing is hooked to."""
-    return type(layer) is MaskedLinear and not layer._forward_hooks and not layer._forward_pre_hooks
-
-
-def _inverse(lazy: Any, prepared: _Chain | None, c: Tensor | None, x: Tensor, y: Tensor) -> Tensor:
+def _inverse(lazy: Any, network: Callable[[Tensor], Tensor], c: Tensor | None, x: Tensor, y: Tensor) -> Tensor:
     """`lazy.meta(c, x).inv(y)` by the same operations on the same numbers, without the objects around them."""
-    if type(lazy).meta is not MaskedAutoregressiveTransform.meta:
-        return lazy.meta(c, x).inv(y)  # type: ignore[no-any-return]
     x = x if c is None else torch.cat((x, c), -1)
-    if prepared is not None and prepared.apart:
-        each = prepared(x).view(*x.shape[:-1], lazy.total, -1).unbind(-2)
+    if isinstance(network, _Chain) and network.apart:
+        each = network(x).view(*x.shape[:-1], lazy.total, -1).unbind(-2)
     else:
-        parameters = (prepared or lazy.hyper)(x).unflatten(-1, (-1, lazy.total))
+        parameters = network(x).unflatten(-1, (-1, lazy.total))  # type: ignore[no-untyped-call]
         each = unpack(parameters, lazy.shapes) if any(lazy.shapes) else parameters.unbind(-1)
     return lazy.univariate(*each)._inv_call(y)  # type: ignore[no-any-return]
