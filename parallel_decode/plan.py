@@ -1,12 +1,18 @@
 """Plans: the fastest schedule of each layer, measured once and kept in a file."""
 
 import json
+import math
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+from parallel_decode._json_file import LARGEST, read_json, reason
+from parallel_decode._options import check_kind
+from parallel_decode._outputs import aside
 from parallel_decode.correction import Correction
 from parallel_decode.schedules import Schedule
 from parallel_decode.secant import SecantCorrection
@@ -26,13 +32,25 @@ class Measurement:
         schedule: the schedule.
         seconds: the median time.
         passes: its passes.
-        deviation: the largest from what sequential decoding gives, on the layer's own scale.
+        deviation: the largest from what sequential decoding gives, on the layer's own scale; not finite if a value is not.
+
+    Raises:
+        TypeError: an attribute is of the wrong kind.
+        ValueError: a number is negative.
     """
 
     schedule: Schedule
     seconds: float
     passes: int
     deviation: float
+
+    def __post_init__(self) -> None:
+        check_kind("schedule", self.schedule, Schedule, "a schedule of one layer")
+        for name, kind in (("seconds", Real), ("passes", Integral), ("deviation", Real)):
+            number = getattr(self, name)
+            check_kind(name, number, kind, "a whole number" if kind is Integral else "a number")
+            if isinstance(number, bool) or number < 0:
+                raise ValueError(f"{name} is {number}, expected a number >= 0")
 
 
 @dataclass(frozen=True)
@@ -86,14 +104,27 @@ class Plan(Selective):
             )
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON."""
+        """Write the plan as JSON: all of it, or what was there before stays.
+
+        Raises:
+            OSError: the file cannot be written.
+            ValueError: a schedule is not one of this package's, or the plan is too large for `load`.
+        """
         measurements = [
-            [{"schedule": _encode(m.schedule)} | {name: getattr(m, name) for name in _NUMBERS} for m in layer]
+            [{"schedule": _encode(m.schedule)} | {name: _number(getattr(m, name)) for name in _NUMBERS} for m in layer]
             for layer in self.measurements
         ]
         layers = [_encode(as_schedule(schedule)) for schedule in self.layers]
         content = {"format": _FORMAT, "made_for": dict(self.made_for), "layers": layers, "measurements": measurements}
-        Path(path).write_text(json.dumps(content, indent=1) + "\n")
+        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+        if len(text) > LARGEST:
+            raise ValueError(f"the plan takes {len(text):,} bytes, expected at most {LARGEST:,}")
+        file = Path(os.path.realpath(path))  # a link stays one
+        if file.exists() and not file.is_file():  # such as /dev/stdout, which is not to be replaced
+            file.write_text(text)
+            return
+        with aside(file) as part:
+            part.write_text(text)
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
@@ -104,16 +135,26 @@ class Plan(Selective):
             ValueError: the file is damaged, or is no plan.
         """
         try:
-            content = json.loads(Path(path).read_text())
+            content = read_json(Path(path))
             if not isinstance(content, dict) or content.get("format") != _FORMAT:
-                raise ValueError(f"its format is not {_FORMAT!r}")
+                found = repr(content.get("format"))[:60] if isinstance(content, dict) else type(content).__name__
+                raise ValueError(f"its format is {found}, expected {_FORMAT!r}")
             measurements = tuple(
-                tuple(Measurement(_decode(m["schedule"]), *(m[name] for name in _NUMBERS)) for m in layer)
+                tuple(Measurement(_decode(m["schedule"]), *(_number(m[name]) for name in _NUMBERS)) for m in layer)
                 for layer in content["measurements"]
             )
             return cls(tuple(map(_decode, content["layers"])), content["made_for"], measurements)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{path} cannot be read as a plan, it may be damaged or something else: {error}") from None
+        except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
+            raise ValueError(
+                f"{path} cannot be read as a plan, it may be damaged or something else: {reason(error)}"
+            ) from None
+
+
+def _number(value: Any) -> Any:
+    """A number that is not finite as its name, which is JSON, and back."""
+    if isinstance(value, str) and value in ("inf", "nan"):
+        return float(value)
+    return str(float(value)) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _encode(schedule: Any) -> dict[str, Any]:
@@ -127,8 +168,11 @@ def _encode(schedule: Any) -> dict[str, Any]:
 
 
 def _decode(entry: dict[str, Any]) -> Any:
+    check_kind("a schedule", entry, dict, "its name and options")
     options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items() if k != "name"}
     if "correction" in options:
         options["correction"] = _decode(options["correction"])
     kinds: dict[str, type] = {**NAMES, **_CORRECTIONS}
+    if entry["name"] not in kinds:
+        raise ValueError(f"a schedule is {entry['name']!r}, expected one of {', '.join(kinds)}")
     return kinds[entry["name"]](**options)

@@ -10,11 +10,14 @@ from typing import Any
 
 import torch
 from diffusers import VQModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig
 
+from parallel_decode._json_file import read_json, reason
+from parallel_decode._options import check_at_least_one, check_kind
+from parallel_decode._outputs import aside
+from parallel_decode._weight_files import fill, read_weights
 from parallel_decode.adapters.causal_lm.guidance import Guidance
 from parallel_decode.adapters.image_tokens.llamagen import renamed
 from parallel_decode.adapters.image_tokens.model import ImageModel, Request, joined
@@ -92,10 +95,10 @@ class ClassConditional(ImageModel):
         folder.mkdir(parents=True, exist_ok=True)
         vq = None if self.tokenizer is None else json.loads(self.tokenizer.to_json_string())
         config = {"prior": self.model.config.to_diff_dict(), "tokenizer": vq}
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        save_file(
-            {name: weight.contiguous() for name, weight in self.state_dict().items()}, folder / "model.safetensors"
-        )
+        with aside(folder / "config.json") as part:
+            part.write_text(json.dumps(config, indent=2) + "\n")
+        with aside(folder / "model.safetensors") as part:
+            save_file({name: weight.contiguous() for name, weight in self.state_dict().items()}, part)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "ClassConditional":
@@ -104,16 +107,17 @@ class ClassConditional(ImageModel):
         Raises:
             ValueError: a file is missing or damaged, or they do not belong together.
         """
+        folder = Path(folder)
         try:
-            config = json.loads((Path(folder) / "config.json").read_text())
-            vq = config["tokenizer"]
-            prior = Prior(LlamaConfig.from_dict(config["prior"]))
-            model = cls(prior, None if vq is None else VQModel.from_config(vq))  # type: ignore[no-untyped-call]
-            model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
-        except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = (str(error).splitlines() or [""])[0]
+            config = read_json(folder / "config.json")
+            check_kind("config.json", config, dict, "entries prior and tokenizer")
+            state = read_weights(folder / "model.safetensors")
+            with torch.device("meta"):
+                model = cls(Prior(_prior_config(config["prior"], state)), _tokenizer(config["tokenizer"], state))
+            fill(model, state, "model.safetensors")
+        except Exception as error:  # noqa: BLE001 - transformers and diffusers raise all kinds over damaged configurations
             raise ValueError(
-                f"{folder} cannot be read, expected a folder that save_pretrained wrote: {type(error).__name__}: {reason}"
+                f"{folder} cannot be read, expected a folder that save_pretrained wrote: {type(error).__name__}: {reason(error)}"
             ) from None
         return model.float().eval()
 
@@ -135,8 +139,9 @@ class ClassConditional(ImageModel):
             ValueError: names or shapes are not those of such a model.
         """
         config, weights = renamed(state, head_dim, rows)
-        prior = Prior(config)
-        prior.load_state_dict(weights)
+        with torch.device("meta"):
+            prior = Prior(config)
+        fill(prior, weights, "state")
         return cls(prior, tokenizer).to(state["output.weight"].dtype).eval()
 
 
@@ -146,3 +151,30 @@ def photographs() -> ClassConditional:
     Classes: 0 astronaut, 1 cat, 2 coffee, 3 rocket, 4 motorcycle, 5 galaxies, 6 tissue, 7 retina, 8 temple, 9 flower.
     """
     return ClassConditional.from_pretrained(PHOTOGRAPHS)
+
+
+def _prior_config(entries: dict[str, Any], state: Mapping[str, Tensor]) -> LlamaConfig:
+    """The prior's configuration; entries of other models are refused, as transformers acts on some: it may download code for attention."""
+    check_kind("prior", entries, dict, "entries of a LlamaConfig")
+    unknown = entries.keys() - LlamaConfig().to_dict().keys() - {"num_classes", "rows", "columns"}
+    if unknown:
+        raise ValueError(f"the prior has the entries {sorted(unknown)}, which are not a Llama's")
+    config = LlamaConfig.from_dict(entries)
+    _check_size("num_hidden_layers", config.num_hidden_layers, 9, state)
+    return config
+
+
+def _tokenizer(entries: dict[str, Any] | None, state: Mapping[str, Tensor]) -> VQModel | None:
+    if entries is None:
+        return None
+    check_kind("tokenizer", entries, dict, "entries of a VQModel, or null")
+    blocks = sum(len(entries[name]) for name in ("down_block_types", "up_block_types"))
+    _check_size("layers_per_block", entries["layers_per_block"], 8 * blocks, state)
+    return VQModel.from_config({**entries})  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _check_size(name: str, number: Any, each: int, state: Mapping[str, Tensor]) -> None:
+    """Before anything is built: with so many weights `each`, there have to be as many."""
+    check_at_least_one(name, number)
+    if number * each > len(state):
+        raise ValueError(f"{name} is {number}, and there are {len(state)} weights, expected {number * each} or more")

@@ -7,6 +7,8 @@ import torch
 import typer
 from torch import Tensor
 
+from parallel_decode._command_line import Command, Seed, check_picture
+from parallel_decode._outputs import aside
 from parallel_decode.schedules import Schedule, Sliding
 
 if TYPE_CHECKING:
@@ -17,13 +19,13 @@ app = typer.Typer()
 RUNS = 3  # of each schedule, where they are compared
 
 
-@app.command()
+@app.command(cls=Command)
 def images(
-    n: Annotated[int, typer.Option(help="how many pictures, in one batch")] = 16,
+    n: Annotated[int, typer.Option(help="how many pictures, in one batch", min=1, max=4096)] = 16,
     classes: Annotated[
         str | None, typer.Option("--class", help="labels, as 3 or 0,1,2: repeated to n; all in turn if left out")
     ] = None,
-    seed: int = 0,
+    seed: Seed = 0,
     temperature: float = 1.0,
     top_k: Annotated[int, typer.Option(help="codes that may be drawn, the likeliest; 0 for all")] = 0,
     guidance_scale: Annotated[float, typer.Option(help="of classes; 1 for none")] = 1.0,
@@ -38,47 +40,39 @@ def images(
     compare: Annotated[
         bool, typer.Option("--compare", help="draw one token after the other too, three times each, in turn")
     ] = False,
-    out: Annotated[Path, typer.Option(help="where to draw the pictures")] = Path("images.png"),
+    out: Annotated[Path, typer.Option(help="where to draw the pictures", dir_okay=False)] = Path("images.png"),
 ) -> None:
     """Draw pictures by a class-conditional model of image tokens, in fewer forwards than tokens."""
+    check_picture(out, ".png")
     try:
-        if n < 1 or seed < 0:
-            raise ValueError(f"--n is {n} and --seed {seed}, expected --n >= 1 and --seed >= 0")
-        if out.suffix.lower() != ".png" or not out.parent.is_dir():
-            raise ValueError(f"--out is {out}, expected a .png file in a folder that exists")
         from parallel_decode.adapters.image_tokens import generate_images
         from parallel_decode.adapters.image_tokens.class_conditional import ClassConditional, photographs
-
-        drawing = photographs() if model is None else ClassConditional.from_pretrained(model)
-        if drawing.tokenizer is None:
-            raise ValueError(f"--model is {model}, which has no tokenizer: expected one that makes pictures")
-        labels = _labels(classes, n, drawing.num_classes)
-        options: dict[str, Any] = {
-            "sampling": sampling,
-            "guess": guess,
-            "temperature": temperature,
-            "top_k": top_k,
-            "guidance_scale": guidance_scale,
-        }
-
-        def draw(schedule: str | Schedule) -> "Images":
-            generator = torch.Generator().manual_seed(seed)
-            return generate_images(drawing, {"labels": labels}, schedule=schedule, generator=generator, **options)
-
-        rule = Sliding(int(schedule), per_row=True) if schedule.isdecimal() else schedule
-        names: dict[str, Any] = {schedule: rule} | ({"sequential": "sequential"} if compare else {})
-        drawn = [{name: draw(each) for name, each in names.items()} for _ in range(RUNS if compare else 1)]
-        pixels = drawn[-1][schedule].pixels
-        assert pixels is not None
-        save_grid(pixels, out, min(n, 8))
     except ModuleNotFoundError as error:
-        typer.echo(
-            f'error: {error.name} is missing: pip install "parallel-decode[demo,transformers,diffusers]"', err=True
-        )
-        raise typer.Exit(2) from None
-    except (OSError, ValueError, RuntimeError) as error:
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(2) from None
+        hint = 'pip install "parallel-decode[demo,transformers,diffusers]"'
+        raise ModuleNotFoundError(f"{error.name} is missing: {hint}") from None
+
+    drawing = photographs() if model is None else ClassConditional.from_pretrained(model)
+    if drawing.tokenizer is None:
+        raise ValueError(f"--model is {model}, which has no tokenizer: expected one that makes pictures")
+    labels = _labels(classes, n, drawing.num_classes)
+    options: dict[str, Any] = {
+        "sampling": sampling,
+        "guess": guess,
+        "temperature": temperature,
+        "top_k": top_k,
+        "guidance_scale": guidance_scale,
+    }
+
+    def draw(schedule: str | Schedule) -> "Images":
+        generator = torch.Generator().manual_seed(seed)
+        return generate_images(drawing, {"labels": labels}, schedule=schedule, generator=generator, **options)
+
+    rule = Sliding(int(schedule), per_row=True) if schedule.isdecimal() else schedule
+    names: dict[str, Any] = {schedule: rule} | ({"sequential": "sequential"} if compare else {})
+    drawn = [{name: draw(each) for name, each in names.items()} for _ in range(RUNS if compare else 1)]
+    pixels = drawn[-1][schedule].pixels
+    assert pixels is not None
+    save_grid(pixels, out, min(n, 8))
     for name in names:
         seconds = sorted(run[name].solution.layers[0].seconds for run in drawn)[len(drawn) // 2]
         typer.echo(
@@ -96,14 +90,23 @@ def _labels(text: str | None, n: int, num_classes: int) -> Tensor:
         given = list(range(num_classes)) if text is None else [int(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"--class is {text!r}, expected labels such as 3 or 0,1,2") from None
+    if not 0 <= min(given) <= max(given) <= num_classes:
+        raise ValueError(f"--class is {text!r}, expected 0 to {num_classes - 1}, or {num_classes} for no class")
     return torch.tensor([given[i % len(given)] for i in range(n)])
 
 
 def save_grid(pixels: Tensor, file: Path, columns: int) -> None:
-    """Pictures (B, C, H, W) in [0, 1] as one PNG."""
+    """Pictures (B, C, H, W) in [0, 1] as one PNG.
+
+    Raises:
+        ValueError: they are not finite.
+    """
     from PIL import Image
 
+    if not pixels.isfinite().all():
+        raise ValueError(f"{file} is not written: some pictures are not finite, check the model")
     rows = -(-len(pixels) // columns)
     filled = torch.cat([pixels, pixels.new_ones(rows * columns - len(pixels), *pixels.shape[1:])])
     grid = filled.reshape(rows, columns, *pixels.shape[1:]).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
-    Image.fromarray((grid * 255).round().byte().cpu().numpy()).save(file)
+    with aside(file) as part:
+        Image.fromarray((grid * 255).round().byte().cpu().numpy()).save(part, format="PNG")

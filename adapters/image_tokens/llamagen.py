@@ -3,13 +3,16 @@
 Shapes: D channels, H query heads and K key heads of h channels, V codes.
 """
 
-import re
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LlamaConfig
+
+from parallel_decode._options import check_at_least_one
+from parallel_decode._weight_files import check_state
 
 NAMES = {
     "tok_embeddings": "model.embed_tokens",
@@ -36,22 +39,38 @@ def renamed(state: Mapping[str, Tensor], head_dim: int, rows: int) -> tuple[Llam
         rows: of the square grid.
 
     Raises:
-        ValueError: names or shapes are not those of a class-conditional LlamaGen.
+        TypeError: `head_dim` is no whole number.
+        ValueError: names, types or shapes are not those of a class-conditional LlamaGen.
     """
-    layers = 1 + max((int(found[1]) for name in state if (found := re.match(r"layers\.(\d+)\.", name))), default=-1)
+    check_at_least_one("head_dim", head_dim)
+    if not isinstance(state, Mapping):
+        raise ValueError(f"state is a {type(state).__name__}, expected names and tensors: pass the file's 'model'")  # noqa: TRY004
+    layers = next(n for n in itertools.count() if f"layers.{n}.attention.wqkv.weight" not in state)
     expected = {f"{name}.weight" for name in REST}
     expected |= {f"layers.{layer}.{name}.weight" for layer in range(layers) for name in LAYER}
     if state.keys() != expected:
-        missing, unknown = sorted(expected - state.keys())[:3], sorted(state.keys() - expected)[:3]
+        missing = sorted(expected - state.keys())[:3]
+        unknown = sorted(repr(name)[:60] for name in state.keys() - expected)[:3]
         raise ValueError(
             f"state is not of a class-conditional LlamaGen: missing {missing}, unknown {unknown}; pass the file's 'model'"
+        )
+    check_state(state, "state")
+    wrong = [name for name, weight in state.items() if weight.dim() != (1 if "norm" in name else 2)]
+    if wrong:
+        raise ValueError(
+            f"state holds {wrong[0]} of shape {tuple(state[wrong[0]].shape)}, expected norms (D,), else (out, in)"
         )
     codes, channels = state["tok_embeddings.weight"].shape
     if layers == 0 or channels % head_dim or head_dim % 4:
         raise ValueError(
             f"the model has {layers} layers of {channels} channels, expected a multiple of head_dim = {head_dim}"
         )
-    key_channels = (len(state["layers.0.attention.wqkv.weight"]) - channels) // 2
+    heights = {len(state[f"layers.{layer}.attention.wqkv.weight"]) for layer in range(layers)}
+    key_channels = max((max(heights) - channels) // 2, head_dim)
+    if heights != {channels + 2 * key_channels} or key_channels % head_dim or channels % key_channels:
+        raise ValueError(
+            f"attention.wqkv has {sorted(heights)} outputs, expected {channels} of queries, and keys and values of whole heads"
+        )
     sizes: dict[str, Any] = {
         "vocab_size": codes,
         "hidden_size": channels,

@@ -1,7 +1,7 @@
 """The commands of TarFlows: `parallel-decode demo`, `sample`, `bench` and `probe`."""
 
-import math
 import os
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,10 +17,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from parallel_decode._command_line import Command, Seed, as_device, check_picture
+from parallel_decode._outputs import aside, check_files
 from parallel_decode.adapters.tarflow import TarFlow, digits
 from parallel_decode.adapters.tarflow.bench import probes
 from parallel_decode.adapters.tarflow.bench.command import command as bench
 from parallel_decode.adapters.tarflow.bench.measure import precision
+from parallel_decode.adapters.tarflow.shard_files import MANIFEST
 from parallel_decode.adapters.tarflow.shards import SHARD_SIZE, draw, images, noise
 from parallel_decode.selective import as_schedule
 from parallel_decode.solution import Solution
@@ -28,20 +31,23 @@ from parallel_decode.solver import solve
 
 matplotlib.use("agg")
 app = typer.Typer()
-app.command("bench")(bench())
-app.command("probe")(probes.command)
+app.command("bench", cls=Command)(bench())
+app.command("probe", cls=Command)(probes.command)
 
 
-@app.command()
+@app.command(cls=Command)
 def demo(
-    out: Annotated[Path, typer.Option(help="where to draw the samples and the fronts")] = Path("demo.png"),
-    n: Annotated[int, typer.Option(help="how many digits, in one batch", min=1)] = 16,
-    seed: int = 0,
+    out: Annotated[Path, typer.Option(help="where to draw the samples and the fronts", dir_okay=False)] = Path(
+        "demo.png"
+    ),
+    n: Annotated[int, typer.Option(help="how many digits, in one batch", min=1, max=4096)] = 16,
+    seed: Seed = 0,
     guidance: Annotated[float, typer.Option(help="strength of class guidance", min=0)] = 0.0,
     runs: Annotated[int, typer.Option(help="runs of each schedule, in turn; the median time counts", min=1)] = 5,
     learn: Annotated[int, typer.Option(help="runs of auto before, in which it finds its windows", min=0)] = 25,
 ) -> None:
     """Draw digits from one noise by four schedules: the same digits, in fewer passes."""
+    check_picture(out, ".png", ".jpg", ".pdf", ".svg")
     console, flow = Console(), digits()
     z = torch.randn(n, *flow.var.shape, generator=torch.Generator().manual_seed(seed))
     y = torch.arange(n) % flow.num_classes
@@ -81,7 +87,7 @@ def demo(
     )
     clean = {name: flow.denoised(solution.value, y) for name, solution in solutions.items()}
     _picture(clean, solutions, out)
-    console.print(f"The samples side by side, and the fronts of each block: [bold]{out}[/bold]")
+    typer.echo(f"The samples side by side, and the fronts of each block: {out}")
 
 
 def _picture(images: dict[str, Tensor], solutions: dict[str, Solution], out: Path) -> None:
@@ -103,7 +109,8 @@ def _picture(images: dict[str, Tensor], solutions: dict[str, Solution], out: Pat
         if index == 0:
             axes.set_ylabel("front (mean over the digits)")
             axes.legend(fontsize=8)
-    figure.savefig(out, dpi=120)
+    with aside(out) as part:
+        figure.savefig(part, format=out.suffix[1:].lower(), dpi=120)
     plt.close(figure)
 
 
@@ -119,9 +126,9 @@ def _grid(images: Tensor, columns: int) -> NDArray[np.float32]:
     return array
 
 
-@app.command()
+@app.command(cls=Command)
 def sample(
-    out: Annotated[Path, typer.Option(help="folder for grid.png, and for single images or shards")],
+    out: Annotated[Path, typer.Option(help="folder for grid.png, and for single images or shards", file_okay=False)],
     checkpoint: Annotated[
         Path | None,
         typer.Option(help=".pth or .safetensors file, or a folder with config.json; the digits if left out"),
@@ -131,7 +138,7 @@ def sample(
         str, typer.Option(help="auto, sequential, jacobi, gs-jacobi, jacobi-gs, sliding or selective")
     ] = "auto",
     tol: Annotated[float | None, typer.Option(help="see pd.solve; 0 is exact")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     classes: Annotated[
         str | None, typer.Option(help="labels, as 3 or 0,1,2: repeated to n; all in turn if left out")
     ] = None,
@@ -141,7 +148,7 @@ def sample(
     ] = False,
     attn_temp: Annotated[float, typer.Option(help="attention temperature of the unconditional branch")] = 1.0,
     noise_std: Annotated[float | None, typer.Option(help="of the training; with it the images are denoised")] = None,
-    in_channels: Annotated[int | None, typer.Option(help="of an image, where the weights leave it open")] = None,
+    in_channels: Annotated[int | None, typer.Option(min=1, help="of an image, where the weights leave it open")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32; tf32 (CUDA); bfloat16 or float16, by autocast")] = "float32",
     batch_size: Annotated[int, typer.Option(min=1, help="images of a shard that are drawn at a time")] = 64,
@@ -154,87 +161,98 @@ def sample(
 
     Shards may be drawn by many processes (torchrun, accelerate launch), and the same command goes on where one was ended.
     """
-    try:
-        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        if device == "cuda":
-            device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-        if out.exists() and not out.is_dir():
-            raise ValueError(f"--out is {out}, a file, expected a folder")
-        if noise_std is not None and not 0 <= noise_std < math.inf:
-            raise ValueError(f"--noise-std is {noise_std}, expected a finite number >= 0")
-        place = torch.zeros(0, device=device).device  # before the work: a device that is not there
-        config = {} if in_channels is None else {"in_channels": in_channels}
-        flow = digits() if checkpoint is None else TarFlow.from_checkpoint(checkpoint, **config)
-        flow.to(place).noise_std = flow.noise_std if noise_std is None else noise_std
-        labels = _labels(classes, flow.num_classes)
-        options: dict[str, Any] = dict(
-            guidance=guidance,
-            annealed_guidance=annealed_guidance,
-            attn_temp=attn_temp,
-            schedule=as_schedule(schedule),
-            tol=tol,
-            denoise=flow.noise_std is not None,
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    singly = n <= 64 and shard_size is None and world == 1
+    files = _files(out, n if singly else 0)
+    if noise_std is not None and noise_std < 0:
+        raise ValueError(f"--noise-std is {noise_std}, expected a number >= 0")
+    place = as_device(device)
+    config = {} if in_channels is None else {"in_channels": in_channels}
+    flow = digits() if checkpoint is None else TarFlow.from_checkpoint(checkpoint, **config)
+    flow.to(place).noise_std = flow.noise_std if noise_std is None else noise_std
+    labels = _labels(classes, flow.num_classes)
+    options: dict[str, Any] = dict(
+        guidance=guidance,
+        annealed_guidance=annealed_guidance,
+        attn_temp=attn_temp,
+        schedule=as_schedule(schedule),
+        tol=tol,
+        denoise=flow.noise_std is not None,
+    )
+    if singly:
+        with precision(dtype, place):
+            lines = _singly(flow, files, seed, labels, options)
+    else:
+        redrawn = draw(
+            flow,
+            out,
+            n,
+            seed=seed,
+            batch_size=batch_size,
+            shard_size=shard_size or SHARD_SIZE,
+            labels=labels,
+            dtype=dtype,
+            rank=rank,
+            world=world,
+            progress=rank == 0,
+            **options,
         )
-        if n <= 64 and shard_size is None and world == 1:
-            with precision(dtype, place):
-                lines = _singly(flow, out, n, seed, labels, options)
-        else:
-            redrawn = draw(
-                flow,
-                out,
-                n,
-                seed=seed,
-                batch_size=batch_size,
-                shard_size=shard_size or SHARD_SIZE,
-                labels=labels,
-                dtype=dtype,
-                rank=rank,
-                world=world,
-                progress=rank == 0,
-                **options,
-            )
-            lines = [f"process {rank} of {world} is done: its shards of {n} images are in {out}"]
-            if redrawn:
-                lines.append(f"{len(redrawn)} x drawn again, as they were not finite: images {redrawn}")
-            if rank == 0:
-                _save(out / "grid.png", next(images(out, world=world))[:64] / 127.5 - 1, 8)
-    except (OSError, ValueError, RuntimeError, AssertionError) as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True)
-        raise typer.Exit(2) from None
+        lines = [f"process {rank} of {world} is done: its shards of {n} images are in {out}"]
+        if redrawn:
+            lines.append(f"{len(redrawn)} x drawn again, as they were not finite: images {redrawn}")
+        if rank == 0:
+            _save(files[-1], next(images(out, world=world))[:64] / 127.5 - 1, 8)
     for line in lines:
-        Console().print(line)
+        typer.echo(line)
+
+
+def _files(out: Path, n: int) -> list[Path]:
+    """The files of n single images, and of the grid, in a folder that holds no others."""
+    files = [*(out / f"{index:04d}.png" for index in range(n)), out / "grid.png"]
+    check_files(*files)
+    other = {*out.glob("[0-9][0-9][0-9][0-9].png"), *(out.glob(MANIFEST) if n else ())} - set(files)
+    if other:
+        raise ValueError(f"--out is {out}, which holds {min(other).name} of another run: choose another folder")
+    return files
 
 
 def _singly(
-    flow: TarFlow, out: Path, n: int, seed: int, labels: list[int] | None, options: dict[str, Any]
+    flow: TarFlow, files: list[Path], seed: int, labels: list[int] | None, options: dict[str, Any]
 ) -> list[str]:
-    """Draw and write single images; returns what to say of them."""
-    y = None if labels is None else torch.tensor([labels[i % len(labels)] for i in range(n)])
-    z = noise(flow, range(n), seed=seed)
-    x, solution = flow.sample(z=z, y=y, progress=True, return_solution=True, **options)
+    """Draw and write single images, and their grid; returns what to say of them."""
+    *singles, grid = files
+    y = None if labels is None else torch.tensor([labels[i % len(labels)] for i in range(len(singles))])
+    z = noise(flow, range(len(singles)), seed=seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "images .* are not finite")  # it is an error here
+        x, solution = flow.sample(z=z, y=y, progress=True, return_solution=True, **options)
     solution.raise_for_status()
     if not x.isfinite().all():
         raise ValueError("some images are not finite once they are denoised: check the model and --noise-std")
-    out.mkdir(parents=True, exist_ok=True)
-    for index, image in enumerate(x):
-        _save(out / f"{index:04d}.png", image[None], 1)
-    _save(out / "grid.png", x, min(n, 8))
+    grid.parent.mkdir(parents=True, exist_ok=True)
+    for file, image in zip(singles, x, strict=True):
+        _save(file, image[None], 1)
+    _save(grid, x, min(len(x), 8))
     seconds = sum(layer.seconds for layer in solution.layers)
     return [
-        f"{n} images in {seconds:.2f} s and {solution.passes} passes: {out / 'grid.png'}",
+        f"{len(x)} images in {seconds:.2f} s and {solution.passes} passes: {grid}",
         *(f"{solution.status.count(status)} x {status.value}" for status in dict.fromkeys(solution.status)),
     ]
 
 
 def _save(path: Path, images: Tensor, columns: int) -> None:
-    imsave(path, _grid(images, columns), cmap="gray", vmin=0, vmax=1)
+    with aside(path) as part:
+        imsave(part, _grid(images, columns), format="png", cmap="gray", vmin=0, vmax=1)
 
 
 def _labels(text: str | None, num_classes: int) -> list[int] | None:
-    """Classes, to be repeated."""
+    """Classes, to be repeated; -1 for none."""
     if text is None:
         return list(range(num_classes)) or None
     try:
-        return [int(part) for part in text.split(",")]
+        labels = [max(-1, int(part)) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"--classes is {text!r}, expected labels such as 3 or 0,1,2") from None
+    if max(labels) >= num_classes:
+        raise ValueError(f"--classes is {text!r}, expected numbers below {num_classes}, the classes of this flow")
+    return labels

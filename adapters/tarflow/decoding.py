@@ -5,16 +5,20 @@ Shapes: B batch (twice that with guidance), L positions, D values of a patch, W 
 
 import math
 import weakref
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
+from functools import cached_property
+from numbers import Real
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
+from parallel_decode._options import check_kind
+from parallel_decode.adapters.tarflow.changes import check_decodable
 from parallel_decode.adapters.tarflow.model import MetaBlock
-from parallel_decode.adapters.tarflow.weights import Weights, prepared
+from parallel_decode.adapters.tarflow.weights import Weights
 from parallel_decode.cached import KeyValueStorage, Reads, RowReads
 from parallel_decode.cached.graphs import Graphs
 from parallel_decode.system import LayeredSystem, TriangularSystem
@@ -35,6 +39,9 @@ class Guidance:
     """
 
     def __init__(self, scale: float = 0.0, what: str = "ab", annealed: bool = False, attn_temp: float = 1.0) -> None:
+        for name, value in (("guidance", scale), ("attn_temp", attn_temp)):
+            check_kind(name, value, Real, "a number")
+        check_kind("guide_what", what, str, "'a', 'b', 'ab' or ''")
         if not math.isfinite(scale) or scale < 0:
             raise ValueError(f"guidance is {scale}, expected a finite number >= 0")
         if set(what) - set("ab"):
@@ -58,7 +65,7 @@ class Guidance:
 
 def decoding_weights(block: MetaBlock, y: Tensor | None, guidance: Guidance, batch: int, dtype: torch.dtype) -> Weights:
     """A block's weights, prepared for decoding in this type; with guidance the conditional rows come first."""
-    weights = block.weights(y, partial(prepared, dtype=dtype), dtype)
+    weights = block.weights(y, dtype)
     if guidance and weights.condition is not None:
         both = weights.condition, cast(Tensor, block.condition(None))
         weights = replace(weights, condition=torch.cat([c.expand(batch, -1, -1) for c in both]))
@@ -84,9 +91,10 @@ class BlockSystem(TriangularSystem):
     ) -> None:
         self.block, self.z, self.y, self.guidance, self.storage = block, z, y, guidance, storage  # z: (B, L, D)
         self.graphs = graphs
+        self.of_flow: tuple[FlowSystem, int] | None = None  # what it is the layer of, and which one
         self.weights: Weights | None = None
-        self.own_dtype = block.proj_in.weight.dtype
-        shape = (tuple(z.shape), block.proj_in.out_features, len(block.attn_blocks), bool(guidance))
+        self.own_dtype = block.pos_embed.dtype
+        shape = (tuple(z.shape), block.pos_embed.shape[1], len(block.attn_blocks), bool(guidance))
         dtype = self._dtype()
         self.cost_key = ("tarflow", *shape, dtype, z.device, graphs is not None)
         self.gain_key = ("tarflow", weakref.ref(block), guidance.scale, guidance.what, dtype)
@@ -94,6 +102,13 @@ class BlockSystem(TriangularSystem):
     @property
     def length(self) -> int:
         return self.z.shape[1]
+
+    @property
+    def identity(self) -> Mapping[str, str | int | float]:  # type: ignore[override]
+        if self.of_flow is None:
+            return {}
+        flow, index = self.of_flow
+        return {**flow.identity, "layer": index, "captured": self.graphs is not None}
 
     def initial(self) -> Tensor:
         self.weights = None  # a solve begins: they may have changed since the last one
@@ -174,21 +189,29 @@ class FlowSystem(LayeredSystem):
     def depth(self) -> int:
         return len(self.flow.blocks)
 
+    @cached_property
+    def _model(self) -> str:
+        return self.flow.fingerprint()
+
     @property
     def identity(self) -> dict[str, str | int | float]:
         device = self.z.device
         low = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else self.flow.var.dtype
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        model, guidance = self.flow.fingerprint(), self.guidance.scale
-        return {"model": model, "device": name, "dtype": str(low), "batch": len(self.z), "guidance": guidance}
+        guidance = self.guidance.scale
+        return {"model": self._model, "device": name, "dtype": str(low), "batch": len(self.z), "guidance": guidance}
 
     def _block(self, index: int) -> MetaBlock:
         return self.flow.blocks[self.depth - 1 - index]  # type: ignore[return-value]
 
     def layer(self, index: int, value: Tensor | None) -> BlockSystem:
+        if value is None:  # a solve begins
+            check_decodable(self.flow)
         x = self.z * self.flow.var.sqrt().to(self.z) if value is None else self._block(index - 1).permuted(value)
         block = self._block(index)
-        return BlockSystem(block, block.permuted(x), self.y, self.guidance, self.storage, self.graphs)
+        system = BlockSystem(block, block.permuted(x), self.y, self.guidance, self.storage, self.graphs)
+        system.of_flow = self, index
+        return system
 
     def output(self, value: Tensor) -> Tensor:
         return self.flow.unpatchify(self._block(self.depth - 1).permuted(value))

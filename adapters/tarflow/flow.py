@@ -2,28 +2,37 @@
 
 import inspect
 import math
+import os
 import warnings
-from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
 
 from parallel_decode._fingerprint import fingerprint
+from parallel_decode._weight_files import fill, read_weights
 from parallel_decode.adapters.tarflow import checkpoint
 from parallel_decode.adapters.tarflow.decoding import FlowSystem, Guidance
+from parallel_decode.adapters.tarflow.inputs import Labels, as_labels, check_floats, labels_of, standard_normal
 from parallel_decode.adapters.tarflow.model import MetaBlock
-from parallel_decode.adapters.tarflow.weights import HEAD_DIM
 from parallel_decode.cached.graphs import graphs_of
 from parallel_decode.schedules import Schedule
 from parallel_decode.selective import Selective
 from parallel_decode.solution import Solution
 from parallel_decode.solver import solve
 from parallel_decode.system import LayeredSystem
+
+
+def _fixed(name: str) -> Any:
+    """An argument that the weights depend on: to be read and not to be set."""
+    return property(lambda flow: getattr(flow._hub_mixin_config, name))
 
 
 class TarFlow(nn.Module, PyTorchModelHubMixin):
@@ -38,10 +47,11 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
         layers_per_block: transformer layers of each block.
         nvp: whether a block scales (a and b) or only shifts (b).
         num_classes: classes that samples can be conditioned on; 0 for none.
-        noise_std: standard deviation of the noise that the images were trained with, for `denoise=True`.
+        noise_std: standard deviation of the noise that the images were trained with, for `denoise=True`; may be set later.
 
     Raises:
-        ValueError: sizes that do not divide.
+        TypeError: an argument of another kind.
+        ValueError: sizes below 1, or that do not divide; `noise_std` that is negative or not finite.
 
     Example:
         >>> import torch
@@ -55,6 +65,11 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
     """
 
     var: Tensor
+    in_channels: int = _fixed("in_channels")
+    img_size: int = _fixed("img_size")
+    patch_size: int = _fixed("patch_size")
+    nvp: bool = _fixed("nvp")
+    num_classes: int = _fixed("num_classes")
 
     def __init__(
         self,
@@ -69,22 +84,22 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
         noise_std: float | None = None,
     ) -> None:
         super().__init__()
-        if img_size % patch_size:
-            raise ValueError(f"img_size is {img_size}, expected a multiple of patch_size, {patch_size}")
-        if noise_std is not None and not noise_std >= 0:
-            raise ValueError(f"noise_std is {noise_std}, expected a number >= 0")
-        if channels % HEAD_DIM:
-            raise ValueError(
-                f"channels is {channels}, expected a multiple of {HEAD_DIM}, the size of an attention head"
-            )
-        self.in_channels, self.img_size, self.patch_size = in_channels, img_size, patch_size
-        self.nvp, self.num_classes, self.noise_std = nvp, num_classes, noise_std
+        given = in_channels, img_size, patch_size, channels, num_blocks, layers_per_block, nvp, num_classes, noise_std
+        self._hub_mixin_config: Any = checkpoint.Config(*map(_native, given))  # what `save_pretrained` writes
         length, dim = (img_size // patch_size) ** 2, in_channels * patch_size**2
         self.blocks = nn.ModuleList(
             MetaBlock(dim, channels, length, layers_per_block, i % 2 == 1, nvp, num_classes) for i in range(num_blocks)
         )
         self.register_buffer("var", torch.ones(length, dim))  # of z: learned where the blocks only shift
         self.register_load_state_dict_pre_hook(_without_masks)  # type: ignore[no-untyped-call]
+
+    @property
+    def noise_std(self) -> float | None:
+        return self._hub_mixin_config.noise_std  # type: ignore[no-any-return]
+
+    @noise_std.setter
+    def noise_std(self, value: float | None) -> None:
+        self._hub_mixin_config = replace(self._hub_mixin_config, noise_std=_native(value))
 
     def patchify(self, x: Tensor) -> Tensor:
         """Images (B, in_channels, img_size, img_size) to patches (B, L, D)."""
@@ -94,16 +109,22 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
         """Patches (B, L, D) to images (B, in_channels, img_size, img_size)."""
         return F.fold(x.transpose(1, 2), (self.img_size, self.img_size), self.patch_size, stride=self.patch_size)
 
-    def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, y: Labels | None = None) -> tuple[Tensor, Tensor]:
         """Images to noise.
 
         Args:
             x: images, shape (B, in_channels, img_size, img_size).
-            y: classes, shape (B,); negative for the unconditional branch, as is None.
+            y: classes, shape (B,), or one for all; negative for the unconditional branch, as is None.
 
         Returns:
             z, shape (B, L, D), and log |det dz/dx|, shape (B,).
+
+        Raises:
+            TypeError: x is no tensor.
+            ValueError: x or y does not fit this flow.
         """
+        check_floats("x", x, (self.in_channels, self.img_size, self.img_size), self.var.device)
+        y = labels_of(y, len(x), self.num_classes, x.device)
         x = self.patchify(x)
         logdet = x.new_zeros(x.shape[0])
         for block in self.blocks:
@@ -111,7 +132,7 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
             logdet = logdet + term
         return x, logdet
 
-    def log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+    def log_prob(self, x: Tensor, y: Labels | None = None) -> Tensor:
         """Log-density of images in nats, shape (B,): z is normal with variance `var`."""
         z, logdet = self(x, y)
         normal: Tensor = 0.5 * (z.square() / self.var + self.var.log() + math.log(2 * math.pi)).sum((1, 2))
@@ -121,7 +142,7 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
         self,
         z: Tensor,
         *,
-        y: Tensor | None = None,
+        y: Labels | None = None,
         guidance: float = 0.0,
         guide_what: str = "ab",
         annealed_guidance: bool = False,
@@ -131,57 +152,47 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
         """Sampling from z, for `pd.solve`; `Solution.value` then holds images, shape (B, in_channels, img_size, img_size).
 
         Args:
-            z: the noise to start from, shape (B, L, D).
-            y: classes, shape (B,); negative or None for the unconditional branch.
+            z: the noise to start from, shape (B, L, D); decoded in float32 at least.
+            y: classes, shape (B,), or one for all; negative or None for the unconditional branch.
             guidance: strength of guidance, by a conditional and an unconditional pass in one doubled batch; 0 for none.
             guide_what: which of the transform's "a" (log-scale) and "b" (shift) are guided.
             annealed_guidance: let the strength rise linearly over the positions.
             attn_temp: attention temperature of the unconditional branch.
             compile: on a CUDA device capture the windows as CUDA graphs, for this batch size, and keep them for the next
-                calls; elsewhere it does nothing.
+                calls; elsewhere, and with modules that were changed, it does nothing.
 
         Raises:
-            ValueError: z or y of another shape or range than this flow's.
+            TypeError: z is no tensor.
+            ValueError: z or y of another shape or range than this flow's, or z not finite.
         """
-        if z.shape[1:] != self.var.shape or z.dim() != 3 or not z.is_floating_point():
-            raise ValueError(
-                f"z is {z.dtype} of shape {tuple(z.shape)}, expected floats of shape (batch, {', '.join(map(str, self.var.shape))})"
-            )
-        if z.device != self.var.device:
-            raise ValueError(f"z is on {z.device} and the flow on {self.var.device}: move one of them")
-        if y is not None:
-            if not self.num_classes:
-                raise ValueError("y was given, and this flow has no classes: leave it out")
-            if y.shape != z.shape[:1] or y.is_floating_point() or y.dtype == torch.bool:
-                raise ValueError(
-                    f"y is {y.dtype} of shape {tuple(y.shape)}, expected whole numbers of shape ({len(z)},)"
-                )
-            if len(y) and int(y.max()) >= self.num_classes:
-                raise ValueError(
-                    f"y holds class {int(y.max())}, expected numbers below {self.num_classes}, or negative for none"
-                )
+        check_floats("z", z, tuple(self.var.shape), self.var.device)
+        if z.is_meta:
+            raise ValueError("the flow is on the meta device, which holds no values: load its weights before sampling")
+        if not z.isfinite().all():
+            raise ValueError("z holds values that are not finite, expected noise")
+        z = z.to(torch.promote_types(torch.promote_types(z.dtype, self.var.dtype), torch.float32))
+        y = labels_of(y, len(z), self.num_classes, z.device)
         guide = Guidance(guidance, guide_what, annealed_guidance, attn_temp)
         graphs = None
-        if compile and z.is_cuda:
+        if compile and z.is_cuda and not any(block.changed() for block in self.blocks):  # type: ignore[operator]
             autocast = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
             options = guidance, guide_what, annealed_guidance, attn_temp
             graphs = graphs_of(self, (z.shape, z.dtype, z.device, y is None, autocast, options))
         return FlowSystem(self, z, y, guide, graphs)
 
     def example(
-        self, batch_size: int, *, y: Tensor | None = None, generator: torch.Generator | None = None, **options: Any
+        self, batch_size: int, *, y: Labels | None = None, generator: torch.Generator | None = None, **options: Any
     ) -> LayeredSystem:
         """A system such as `sample` solves, for `pd.calibrate`: noise of its own, and all classes in turn.
 
         Args:
             batch_size: B.
-            y: classes, shape (B,).
+            y: classes, shape (B,), or one for all.
             generator: for the noise; one with a fixed seed by default.
             options: see `system`.
         """
         generator = torch.Generator(self.var.device).manual_seed(0) if generator is None else generator
-        dtype = torch.promote_types(self.var.dtype, torch.float32)
-        z = torch.randn(batch_size, *self.var.shape, generator=generator, dtype=dtype, device=self.var.device)
+        z = standard_normal(batch_size, self.var, generator)
         if y is None and self.num_classes:
             y = torch.arange(batch_size) % self.num_classes
         return self.system(z, y=y, **options)
@@ -195,7 +206,7 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
         n: int | None = None,
         *,
         z: Tensor | None = None,
-        y: Tensor | Sequence[int] | int | None = None,
+        y: Labels | None = None,
         schedule: Schedule | Selective | str = "auto",
         tol: float | None = None,
         denoise: bool = False,
@@ -208,7 +219,7 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
         """Draw images.
 
         Args:
-            n: how many; may be left out where z or a tensor y says it.
+            n: how many, at least 1; may be left out where z or a list of classes says it.
             z: the noise to start from, shape (B, L, D); drawn from a standard normal by default.
             y: classes, shape (B,), or one for all; negative or None for the unconditional branch.
             schedule: see `pd.solve`; a name, a schedule, or a `pd.Plan`. The default finds the fastest as it runs.
@@ -226,49 +237,105 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
             `return_solution` also the solution (whose value is not denoised).
 
         Raises:
-            ValueError: arguments that contradict one another or do not fit this flow.
+            TypeError: an argument is of the wrong kind.
+            ValueError: arguments that contradict one another or do not fit this flow, or modules that were changed so that they
+                cannot be decoded.
         """
-        labels = None if y is None or isinstance(y, int) else torch.as_tensor(y).reshape(-1)
-        rows = {len(t) for t in (z, labels) if t is not None} | ({n} if n is not None else set())
+        labels = as_labels(y)
+        if z is not None:
+            check_floats("z", z, tuple(self.var.shape), self.var.device)
+        rows = {len(t) for t in (z, labels) if t is not None and t.dim()} | ({n} if n is not None else set())
         if len(rows) != 1:
             raise ValueError(f"n={n}, z and y ask for {sorted(rows) or 'no number of'} samples, expected one number")
         if denoise:
-            self._noise_variance()
+            self._check_denoising()
         if denoise and differentiable:
             raise ValueError(
                 "denoise takes a gradient step, which differentiable=True cannot follow: leave out one of them"
             )
         if z is None:
-            dtype = torch.promote_types(self.var.dtype, torch.float32)
-            z = torch.randn(rows.pop(), *self.var.shape, generator=generator, dtype=dtype, device=self.var.device)
-        if isinstance(y, int):
-            labels = torch.full((len(z),), y)
+            z = standard_normal(rows.pop(), self.var, generator)
         system = self.system(z, y=labels, **options)
         if tol is None:
             tol = _low_precision_tol(self.var)
         solution = solve(system, schedule, tol=tol, progress=progress, differentiable=differentiable)
-        if not return_solution and (bad := [row for row, s in enumerate(solution.status) if not s.succeeded]):
-            warnings.warn(f"images {bad} of {len(z)} are not finite: draw them from another z", stacklevel=2)
         images = self.denoised(solution.value, labels) if denoise else solution.value
+        told = [
+            return_solution and not status.succeeded for status in solution.status
+        ]  # to the caller, by the solution
+        finite = images.flatten(1).isfinite().all(1).tolist()
+        if bad := [row for row in range(len(z)) if not (finite[row] or told[row])]:
+            warnings.warn(f"images {bad} of {len(z)} are not finite: draw them from another z", stacklevel=2)
         return (images, solution) if return_solution else images
 
-    def denoised(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+    def denoised(self, x: Tensor, y: Labels | None = None) -> Tensor:
         """x + noise_std^2 grad log p(x): the mean of the clean image given the noisy one, if p is right (Tweedie).
 
-        Raises:
-            ValueError: the flow does not know the `noise_std` of its training.
-        """
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            (score,) = torch.autograd.grad(self.log_prob(x, y).sum(), x)
-        return x.detach() + self._noise_variance() * score
+        Args:
+            x: images, shape (B, in_channels, img_size, img_size).
+            y: classes, shape (B,), or one for all; negative or None for the unconditional branch.
 
-    def _noise_variance(self) -> float:
+        Raises:
+            TypeError: x is no tensor.
+            ValueError: x or y does not fit this flow, or the flow does not know the `noise_std` of its training.
+        """
+        variance = self._check_denoising()
+        check_floats("x", x, (self.in_channels, self.img_size, self.img_size), self.var.device)
+        with torch.inference_mode(False), torch.enable_grad():
+            x = x.detach().clone().requires_grad_()  # a tensor of inference mode has no gradient, its clone has
+            (score,) = torch.autograd.grad(self.log_prob(x, y).sum(), x)
+        return x.detach() + variance * score
+
+    def _check_denoising(self) -> float:
+        """The variance of the noise."""
         if self.noise_std is None:
             raise ValueError(
                 "denoising needs the standard deviation of the training noise: pass noise_std= to the flow"
             )
-        return self.noise_std**2
+        if any(tensor.is_inference() for tensor in (*self.parameters(), *self.buffers())):
+            raise ValueError(
+                "denoising needs a gradient, and the flow's weights were made in torch.inference_mode(): load it outside"
+            )
+        return self.noise_std * self.noise_std
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+        **config: Any,
+    ) -> "TarFlow":
+        """A flow from a folder that `save_pretrained` wrote, or from a repository of the Hugging Face Hub.
+
+        Args:
+            pretrained_model_name_or_path: the folder, or the name of a repository.
+            force_download, token, cache_dir, local_files_only, revision: see `huggingface_hub.snapshot_download`.
+            config: arguments of `TarFlow`.
+
+        Raises:
+            FileNotFoundError: nothing is there.
+            ValueError: see `from_checkpoint`.
+        """
+        name = pretrained_model_name_or_path
+        if not os.path.lexists(name):
+            try:
+                name = snapshot_download(
+                    str(name),
+                    allow_patterns=["config.json", "model.safetensors"],
+                    force_download=force_download,
+                    token=token,
+                    cache_dir=cache_dir,
+                    local_files_only=local_files_only,
+                    revision=revision,
+                )
+            except HFValidationError:
+                raise FileNotFoundError(f"{name} does not exist, and is no name of a repository of the Hub") from None
+        return cls.from_checkpoint(name, **config)
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, **config: Any) -> "TarFlow":
@@ -282,21 +349,21 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
         Raises:
             FileNotFoundError: nothing is there.
             ValueError: the file is damaged, or holds something else than a TarFlow, or one of another configuration.
+                Weights that are not finite are loaded; images drawn with them are not finite, of which `sample` warns.
         """
         path = Path(path)
-        if path.is_dir():
+        if os.path.isdir(path):  # Path.is_dir raises where a name is too long
             config = checkpoint.folder_config(path, set(inspect.signature(cls.__init__).parameters) - {"self"}) | config
             path = path / "model.safetensors"
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise FileNotFoundError(
                 f"{path} does not exist: give a .pth or .safetensors file, or a folder that holds one"
             )
-        state = checkpoint.load(path)
-        flow = cls(**checkpoint.config(state, config.get("in_channels"), path) | config)
-        try:
-            flow.load_state_dict(state)
-        except RuntimeError as error:
-            raise ValueError(f"{path} does not fit this configuration: {error}") from None
+        state = read_weights(path, skip=".attn_mask")
+        config = checkpoint.config(state, config, path)
+        with torch.device("meta"):
+            flow = cls(**config)
+        fill(flow, state, path)
         return flow.eval()
 
 
@@ -313,6 +380,11 @@ def digits() -> TarFlow:
     """
     with as_file(files("parallel_decode.adapters.tarflow") / "assets" / "digits") as folder:
         return TarFlow.from_checkpoint(folder)
+
+
+def _native(value: Any) -> Any:
+    """Numbers of numpy as Python's, which JSON can hold."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _without_masks(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

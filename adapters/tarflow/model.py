@@ -1,101 +1,22 @@
 """The network: a stack of causal transformers, with parameters and buffers named as in Apple's public checkpoints.
 
-One forward serves density, training, windows, single positions and probes. It takes the weights from the modules themselves, or prepared for
+One forward serves density, training, windows, single positions and probes. It calls the modules, or takes their weights as prepared for
 decoding (`weights.py`), and reads what a window needs over a key-value cache, or everything.
 
 Shapes: B batch, L patches (positions), D values of a patch, C channels of the transformer, T positions read, W positions of the window.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parallel_decode.adapters.tarflow.weights import HEAD_DIM, Function, Use, Weights, plain
+from parallel_decode.adapters.tarflow.changes import as_built, built
+from parallel_decode.adapters.tarflow.transformer import AttentionBlock, Layer, is_as_built
+from parallel_decode.adapters.tarflow.weights import Called, Weights, prepared
 from parallel_decode.cached import KeyValueStorage, Reads
 from parallel_decode.window import Window
 
 
-class Attention(nn.Module):
-    """The parameters of causal self-attention."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(channels)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.proj = nn.Linear(channels, channels)
-
-
-class MLP(nn.Module):
-    """The parameters of two linear layers around a GELU."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(channels)
-        self.main = nn.Sequential(nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels))
-
-
-class Layer(NamedTuple):
-    """One transformer layer, of functions of rows of numbers, (N, in) to (N, out): modules, or what was prepared of them."""
-
-    norm: Function
-    qkv: Function
-    proj: Function
-    mlp_norm: Function
-    up: Function
-    down: Function
-
-    def __call__(
-        self,
-        h: Tensor,
-        reads: Reads,
-        storage: KeyValueStorage | None = None,
-        index: int = 0,
-        temperature: Tensor | None = None,
-    ) -> Tensor:
-        """The residual stream at what is read, shape (B T, C) to the same.
-
-        Args:
-            h: before the layer.
-            reads: which positions those are, and what they attend to.
-            storage: of the keys and values of all positions; without it there are only those that are read.
-            index: of this layer in it.
-            temperature: of the attention of each row, shape (B, 1, 1, 1).
-        """
-        rows, channels = h.shape
-        qkv = self.qkv(self.norm(h)).view(rows // reads.size, reads.size, 3, -1, HEAD_DIM)
-        q, kv = qkv[:, :, 0].transpose(1, 2), qkv[:, :, 1:]
-        keys, values = kv.permute(2, 0, 3, 1, 4) if storage is None else storage.update(index, kv, reads)
-        if temperature is not None:
-            q = (q / temperature).to(keys.dtype)
-        y = F.scaled_dot_product_attention(
-            q, keys, values, attn_mask=reads.mask, is_causal=reads.causal, scale=HEAD_DIM**-0.5
-        )
-        h = h + self.proj(y.transpose(1, 2).reshape(rows, channels))
-        return h + self.down(F.gelu(self.up(self.mlp_norm(h))))
-
-
-class AttentionBlock(nn.Module):
-    """The parameters of a layer."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.attention = Attention(channels)
-        self.mlp = MLP(channels)
-
-    def layer(self, use: Use) -> Layer:
-        """The layer, of what `use` makes of its modules."""
-        attention, mlp = self.attention, self.mlp
-        modules = attention.norm, attention.qkv, attention.proj, mlp.norm, mlp.main[0], mlp.main[2]
-        return Layer(*map(use, modules))
-
-    def forward(self, h: Tensor, reads: Reads, *more: Any) -> Tensor:
-        """See `Layer`."""
-        return self.layer(plain)(h, reads, *more)
-
-
+@built
 class MetaBlock(nn.Module):
     """One block of the flow: an affine autoregressive transform whose a and b are a causal transformer's."""
 
@@ -105,8 +26,8 @@ class MetaBlock(nn.Module):
         super().__init__()
         self.flip, self.nvp = flip, nvp
         self.proj_in = nn.Linear(patch_dim, channels)
-        self.pos_embed = nn.Parameter(torch.randn(num_patches, channels) * 1e-2)
-        self.class_embed = nn.Parameter(torch.randn(num_classes, 1, channels) * 1e-2) if num_classes else None
+        self.pos_embed = _embedding(num_patches, channels)
+        self.class_embed = _embedding(num_classes, 1, channels) if num_classes else None
         self.attn_blocks = nn.ModuleList(AttentionBlock(channels) for _ in range(num_layers))
         self.proj_out = nn.Linear(channels, patch_dim * (2 if nvp else 1))
         nn.init.zeros_(self.proj_out.weight)
@@ -123,12 +44,20 @@ class MetaBlock(nn.Module):
         y = None if y is None else y.to(mean.device)
         return mean if y is None else torch.where((y < 0)[:, None, None], mean, self.class_embed[y.clamp(min=0)])
 
-    def weights(self, y: Tensor | None, use: Use = plain, dtype: torch.dtype | None = None) -> Weights:
-        """What `use` makes of the block's modules, and embeddings, for these classes."""
-        blocks = cast(list[AttentionBlock], list(self.attn_blocks))
-        layers: Sequence[Any] = blocks if use is plain else [block.layer(use) for block in blocks]
-        pos_embed, dtype = self.permuted(self.pos_embed, 0), dtype or self.proj_in.weight.dtype
-        return Weights(dtype, use(self.proj_in), use(self.proj_out), layers, pos_embed, self.condition(y))
+    def weights(self, y: Tensor | None, dtype: torch.dtype | None = None) -> Weights:
+        """The block's functions and embeddings for these classes: its modules, or prepared for decoding in this type."""
+        pos_embed, condition = self.permuted(self.pos_embed, 0), self.condition(y)
+        if dtype is None:
+            return Weights(pos_embed.dtype, self.proj_in, self.proj_out, list(self.attn_blocks), pos_embed, condition)
+        ends = self.proj_in, self.proj_out
+        proj_in, proj_out = (prepared(m, dtype) if as_built(m, [nn.Linear]) else Called(m, dtype) for m in ends)
+        layers = [Layer.of(block, dtype) for block in self.attn_blocks]
+        return Weights(dtype, proj_in, proj_out, layers, pos_embed, condition)
+
+    def changed(self) -> bool:
+        """Whether modules in it were hooked to, wrapped or replaced."""
+        linear = all(as_built(module, [nn.Linear]) for module in (self.proj_in, self.proj_out))
+        return not (linear and all(map(is_as_built, self.attn_blocks)))
 
     def affine(
         self, x: Tensor, w: Weights, reads: Reads, storage: KeyValueStorage | None = None
@@ -163,3 +92,9 @@ class MetaBlock(nn.Module):
         reads = Reads(Window.full(x.shape[1]), x.shape[1])
         a, b = self.affine(reads.take(x), self.weights(y), reads)
         return self.permuted(reads.complete((reads.targets(x) - b) * (-a).exp(), x)), -a.sum((1, 2))
+
+
+def _embedding(*shape: int) -> nn.Parameter:
+    """Small random numbers; none on the meta device, where drawing them would import half of torch's compiler."""
+    value = torch.empty(shape)
+    return nn.Parameter(value if value.is_meta else torch.randn(shape) * 1e-2)

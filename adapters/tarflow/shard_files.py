@@ -5,8 +5,7 @@ Shapes: B images of a shard, (C, H, W) an image.
 
 import hashlib
 import json
-import os
-import uuid
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 import parallel_decode
+from parallel_decode._outputs import aside, check_output
 
 FORMAT, MANIFEST = "parallel_decode shards 1", "manifest.json"
 
@@ -41,6 +41,8 @@ class Shards:
         What changes an image by more than rounding is a setting, and binds. Schedules agree within `tol`, which is one;
         batches, numbers of processes, devices and versions agree within rounding, so others may finish what some began.
         """
+        present = sum(file.stat().st_size for file in folder.glob("shard-*.safetensors"))
+        check_output(folder, settings["count"] * math.prod(settings["image_shape"]) - present)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / MANIFEST).exists():
             versions = {module.__name__: module.__version__ for module in (parallel_decode, torch, np)}
@@ -108,13 +110,10 @@ class Shards:
 
 def _write(path: Path, content: bytes) -> None:
     """All of the file or nothing; of several writers the last one stays."""
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:
-        part.write_bytes(content)
-        os.replace(part, path)
+        with aside(path) as part:
+            part.write_bytes(content)
     except FileNotFoundError:  # another process ended meanwhile, and tidied up
         if not path.parent.is_dir():
             raise
         _write(path, content)
-    finally:
-        part.unlink(missing_ok=True)

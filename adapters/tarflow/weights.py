@@ -1,15 +1,14 @@
 """The weights of a block as its forward takes them, and how they are prepared for decoding.
 
 At small batches the time of a pass is that of calling its operations: prepared weights are in the type that is computed in, transposed where
-that is faster, and called without modules around them. A module that somebody replaced or hooked to is called as it is.
+that is faster, and called without modules around them. What somebody changed is called as it is (`changes.py`).
 
 Shapes: N positions of all rows, B batch (twice that with guidance), L positions, C channels.
 """
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,6 @@ from parallel_decode.cached.graphs import Graphs
 
 HEAD_DIM = 64
 Function = Callable[[Tensor], Tensor]
-Use = Callable[[nn.Module], Function]
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Weights:
     Attributes:
         dtype: what is computed in.
         proj_in, proj_out: functions.
-        layers: of the transformer, see `model.Layer`.
+        layers: of the transformer, see `model.attend`.
         pos_embed: in the block's order, shape (L, C).
         condition: shape (B or 1, 1, C), or None.
         temperature: of each row's attention, shape (B, 1, 1, 1), or None.
@@ -49,8 +47,8 @@ class Weights:
 
     def kept(self, graphs: Graphs, name: Hashable) -> "Weights":
         """The same at the addresses that CUDA graphs have captured under this name."""
-        functions = [self.proj_in, self.proj_out, *(function for layer in self.layers for function in layer)]
-        prepared = [part for part in functions if isinstance(part, (_Linear, _Norm))]
+        layers = [function for layer in self.layers if isinstance(layer, tuple) for function in layer]
+        prepared = [part for part in (self.proj_in, self.proj_out, *layers) if isinstance(part, (_Linear, _Norm))]
         tensors = [self.pos_embed, *(tensor for part in prepared for tensor in (part.weight, part.bias))]
         first, kept = graphs.first(name, (self, tensors))
         if [t.shape for t in kept] != [t.shape for t in tensors]:
@@ -65,29 +63,16 @@ class Weights:
         return replace(first, condition=rows[0], temperature=rows[1])
 
 
-def plain(module: nn.Module) -> Function:
-    """A module as it is; a LayerNorm in float32 at least, whatever the precision around it."""
-    return partial(_layer_norm, module) if type(module) is nn.LayerNorm else module
-
-
-def _layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
-    wide = torch.promote_types(x.dtype, torch.float32)
-    y = torch.layer_norm(x.to(wide), norm.normalized_shape, norm.weight.to(wide), norm.bias.to(wide), norm.eps)
-    return y.to(x.dtype)
-
-
 def prepared(module: nn.Module, dtype: torch.dtype) -> Function:
-    """A linear or normalising module as a function that computes in `dtype`."""
-    hooked = module._forward_hooks or module._forward_pre_hooks
-    if type(module) is nn.Linear and module.bias is not None and not hooked:
-        weight, bias = module.weight.to(dtype).t(), module.bias.to(dtype)
-        if weight.device.type == "cpu":
-            weight = weight.contiguous()  # up to twice as fast for few rows
-        return _Linear(weight, bias)
-    if type(module) is nn.LayerNorm and module.elementwise_affine and module.bias is not None and not hooked:
-        wide = torch.promote_types(module.weight.dtype, torch.float32)
-        return _Norm(module.weight.to(wide), module.bias.to(wide), module.eps, dtype)
-    return _Called(module, dtype)
+    """A linear or normalising module, as this package built it, as a function that computes in `dtype`."""
+    weight, bias = cast(Tensor, module.weight), cast(Tensor, module.bias)
+    if isinstance(module, nn.LayerNorm):
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        return _Norm(weight.to(wide), bias.to(wide), module.eps, dtype)
+    weight = weight.to(dtype).t()
+    if weight.device.type == "cpu":
+        weight = weight.contiguous()  # up to twice as fast for few rows
+    return _Linear(weight, bias.to(dtype))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +101,13 @@ class _Norm:
 
 
 @dataclass(frozen=True, slots=True)
-class _Called:
+class Called:
+    """A module as it is, in `dtype`."""
+
     module: nn.Module
     dtype: torch.dtype
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, *more: Any) -> Tensor:
         own = next((p.dtype for p in self.module.parameters() if p.is_floating_point()), self.dtype)
         with torch.autocast(x.device.type, self.dtype, enabled=own != self.dtype):
-            return self.module(x).to(self.dtype)  # type: ignore[no-any-return]
+            return self.module(x, *more).to(self.dtype)  # type: ignore[no-any-return]

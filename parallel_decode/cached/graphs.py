@@ -115,7 +115,7 @@ _GRAPHS: WeakKeyDictionary[nn.Module, tuple[Hashable, Graphs]] = WeakKeyDictiona
 
 def graphs_of(model: nn.Module, key: Hashable) -> Graphs:
     """The graphs of a model, which are made anew when the key, a parameter or a module has changed, or a hook."""
-    parts = tuple((type(m), tuple(m._forward_hooks), tuple(m._forward_pre_hooks)) for m in model.modules())
+    parts = tuple((type(m), m.extra_repr(), *m._forward_hooks, *m._forward_pre_hooks) for m in model.modules())
     key = (key, parts, tuple((p.data_ptr(), p._version) for p in model.parameters()))
     if model not in _GRAPHS or _GRAPHS[model][0] != key:
         _GRAPHS[model] = key, Graphs()

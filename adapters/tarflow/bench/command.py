@@ -6,16 +6,18 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.status import Status
 
+from parallel_decode._command_line import Seed, as_device, user_errors
+from parallel_decode._outputs import check_files
 from parallel_decode.adapters.tarflow import TarFlow, digits
 from parallel_decode.adapters.tarflow.bench import report, suite
 from parallel_decode.adapters.tarflow.bench.measure import Method, precision
 from parallel_decode.adapters.tarflow.bench.record import write
 
+MOST = 65_536  # images of a batch, and segments or sweeps of a block
 Others = Callable[[TarFlow, Sequence[int], Sequence[int]], Mapping[str, Method]]
 
 
@@ -27,6 +29,7 @@ def command(others: Others = lambda flow, segments, caps: {}) -> Callable[..., N
             is shown as an error of the command.
     """
 
+    @user_errors()  # here too, as a script may give the function to typer
     def bench(
         checkpoint: Annotated[
             Path | None,
@@ -43,7 +46,7 @@ def command(others: Others = lambda flow, segments, caps: {}) -> Callable[..., N
         methods: Annotated[
             str | None, typer.Option(help="parts of names, as auto,sliding,Apple: only these, beside sequential")
         ] = None,
-        out: Annotated[Path | None, typer.Option(help="folder for bench.json and bench.png")] = None,
+        out: Annotated[Path | None, typer.Option(help="folder for bench.json and bench.png", file_okay=False)] = None,
         gs_segments: Annotated[
             str, typer.Option(help="of GS-Jacobi, for each block as it is generated; the last serves all that remain")
         ] = "8,1",
@@ -55,7 +58,7 @@ def command(others: Others = lambda flow, segments, caps: {}) -> Callable[..., N
             bool | None,
             typer.Option(help="peak memory: always on CUDA; on the CPU by a profiled run more of each method"),
         ] = None,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         """Time schedules, approximate rules and other samplers on one flow: speed-ups beside deviations.
 
@@ -64,25 +67,21 @@ def command(others: Others = lambda flow, segments, caps: {}) -> Callable[..., N
         """
         console = Console()
         console = console if console.width >= 140 else Console(width=140)
-        try:
-            place = torch.zeros(0, device=device).device  # before the work: a device that is not there
-            with precision(dtype, place):
-                pass
-            if out is not None and out.exists() and not out.is_dir():
-                raise ValueError(f"--out is {out}, a file, expected a folder")
-            sizes = numbers("--batches", batches, 1)
-            segments, caps = numbers("--gs-segments", gs_segments, 1), numbers("--gs-caps", gs_caps, 1)
-            flow = (digits() if checkpoint is None else TarFlow.from_checkpoint(checkpoint)).to(place)
-            setting = suite.Setting(sizes[0], dtype, seed, tol, runs, budget)
-            setting = replace(setting, memory=place.type == "cuda" if memory is None else memory)
-            available = suite.methods(
-                flow, setting.tolerance, compiled=compiled, segments=segments, caps=caps, window=window
-            ) | dict(others(flow, segments, caps))
-            names = suite.block_names(flow, compiled) if blocks else list(available)
-            chosen = suite.choose(names, methods)
-        except (OSError, TypeError, ValueError, RuntimeError, AssertionError) as error:
-            Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True)
-            raise typer.Exit(2) from None
+        place = as_device(device)
+        with precision(dtype, place):
+            pass
+        sizes = numbers("--batches", batches, 1)
+        segments, caps = numbers("--gs-segments", gs_segments, 1), numbers("--gs-caps", gs_caps, 1)
+        if out is not None:
+            check_files(out / "bench.json", out / "bench.png")
+        flow = (digits() if checkpoint is None else TarFlow.from_checkpoint(checkpoint)).to(place)
+        setting = suite.Setting(sizes[0], dtype, seed, tol, runs, budget)
+        setting = replace(setting, memory=place.type == "cuda" if memory is None else memory)
+        available = suite.methods(
+            flow, setting.tolerance, compiled=compiled, segments=segments, caps=caps, window=window
+        ) | dict(others(flow, segments, caps))
+        names = suite.block_names(flow, compiled) if blocks else list(available)
+        chosen = suite.choose(names, methods)
 
         measured: dict[str, Any] = {}
         figures = {
@@ -109,7 +108,7 @@ def command(others: Others = lambda flow, segments, caps: {}) -> Callable[..., N
                     report.plot(out / "bench.png", measured, f"{figures['checkpoint']}, {dtype} on {place.type}")
         console.print(report.BLOCK_LEGEND if blocks else report.LEGEND, style="dim")
         if out is not None:
-            console.print(f"The figures{'' if blocks else ' and the plot'}: [bold]{out}[/bold]")
+            typer.echo(f"The figures{'' if blocks else ' and the plot'}: {out}")
 
     return bench
 
@@ -119,8 +118,8 @@ def numbers(option: str, text: str, least: int) -> list[int]:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"{option} is {text!r}, expected whole numbers such as 4 or 1,4,16") from None
-    if min(numbers) < least:
-        raise ValueError(f"{option} is {text!r}, expected numbers from {least} on")
+    if not least <= min(numbers) <= max(numbers) <= MOST:
+        raise ValueError(f"{option} is {text!r}, expected numbers from {least} on, to {MOST} at most")
     return numbers
 
 

@@ -9,33 +9,31 @@ from matplotlib import pyplot as plt
 from rich.console import Console
 from rich.table import Table
 
+from parallel_decode._command_line import Seed, as_device
+from parallel_decode._outputs import aside, check_files
 from parallel_decode.adapters.tarflow import TarFlow, digits
 from parallel_decode.adapters.tarflow.probe import Probe, probe
 
 
 def command(
-    out: Annotated[Path, typer.Option(help="folder for probe.json and probe.png")] = Path("probe"),
+    out: Annotated[Path, typer.Option(help="folder for probe.json and probe.png", file_okay=False)] = Path("probe"),
     checkpoint: Annotated[
         Path | None,
         typer.Option(help=".pth or .safetensors file, or a folder with config.json; the digits if left out"),
     ] = None,
-    n: Annotated[int, typer.Option(help="how many images", min=1)] = 8,
+    n: Annotated[int, typer.Option(help="how many images", min=1, max=4096)] = 8,
     positions: Annotated[int, typer.Option(help="that the mean Jacobian is taken over", min=1)] = 16,
-    seed: int = 0,
+    seed: Seed = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps")] = "cpu",
 ) -> None:
     """Which blocks of a flow are hard to decode in parallel, and why."""
-    try:
-        if out.exists() and not out.is_dir():
-            raise ValueError(f"--out is {out}, a file, expected a folder")
-        torch.zeros(0, device=device)
-        flow = (digits() if checkpoint is None else TarFlow.from_checkpoint(checkpoint)).to(device)
-        found = probe(flow, n, generator=torch.Generator(device).manual_seed(seed), positions=positions)
-        out.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError, RuntimeError, AssertionError) as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True)
-        raise typer.Exit(2) from None
-    found.save(out / "probe.json")
+    place = as_device(device)
+    check_files(out / "probe.json", out / "probe.png")
+    flow = (digits() if checkpoint is None else TarFlow.from_checkpoint(checkpoint)).to(place)
+    found = probe(flow, n, generator=torch.Generator(place).manual_seed(seed), positions=positions)
+    out.mkdir(parents=True, exist_ok=True)
+    with aside(out / "probe.json") as part:
+        found.save(part)
     _plot(found, out / "probe.png")
     console = Console()
     console = console if console.width >= 120 else Console(width=120)
@@ -48,7 +46,7 @@ def command(
         "by the one k before.",
         style="dim",
     )
-    console.print(f"The figures and the plot: [bold]{out}[/bold]")
+    typer.echo(f"The figures and the plot: {out}")
 
 
 def _tables(found: Probe) -> list[Table]:
@@ -87,5 +85,6 @@ def _plot(found: Probe, path: Path) -> None:
     for axis in axes.flat:
         axis.legend(fontsize=8)
     axes[0, 0].set_xticks(blocks)
-    figure.savefig(path, dpi=120)
+    with aside(path) as part:
+        figure.savefig(part, format="png", dpi=120)
     plt.close(figure)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import parallel_decode
+from parallel_decode._outputs import aside
 
 
 def write(path: Path, figures: dict[str, Any]) -> None:
@@ -44,9 +45,8 @@ def write(path: Path, figures: dict[str, Any]) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_finite({"machine": machine, "versions": versions, **figures}), indent=1, allow_nan=False)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text + "\n")
-    os.replace(part, path)
+    with aside(path) as part:
+        part.write_text(text + "\n")
 
 
 def _finite(value: Any) -> Any:

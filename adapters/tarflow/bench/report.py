@@ -9,6 +9,8 @@ import matplotlib
 from matplotlib import pyplot as plt
 from rich.table import Table
 
+from parallel_decode._outputs import aside
+
 Rows = Mapping[str, Mapping[str, Any]]
 EXACT = 1e-9  # where the plot draws a deviation of zero
 
@@ -98,9 +100,11 @@ def plot(path: Path, batches: Mapping[str, Rows], title: str) -> None:
         axes.scatter(deviation, speed_up, s=sizes, color=color, marker=marker, label=name)
     axes.axhline(1, color="gray", linewidth=0.8, zorder=0)
     axes.axvline(2 / 255, color="gray", linewidth=0.8, linestyle=":", zorder=0)
-    axes.set(xscale="log", yscale="log", title=f"{title}; batch {', '.join(batches)}: larger dots")
+    axes.set(xscale="log", yscale="log")
+    axes.set_title(f"{title}; batch {', '.join(batches)}: larger dots", parse_math=False)  # a path may hold dollars
     axes.set(xlabel=f"largest deviation from sequential (0 drawn at {EXACT:.0e}; dotted: one level of 8 bits)")
     axes.set(ylabel="speed-up over sequential")
     axes.legend(fontsize=7, bbox_to_anchor=(1.01, 1), loc="upper left")
-    figure.savefig(path, dpi=120)
+    with aside(path) as part:
+        figure.savefig(part, format="png", dpi=120)
     plt.close(figure)
