@@ -68,6 +68,13 @@ class Timings:
         self._used.clear()
         self._table = None
 
+    def restore(self, measured: Sequence[tuple[int, float]], scale: float = 1.0) -> None:
+        """Let these be the samples: what `measured` was, its seconds times `scale`."""
+        for size, seconds in measured:
+            kept = [(size, scale * seconds)] * self.enough
+            self.samples[self.bucket(size)] = deque(kept, maxlen=self.kept)
+        self._table = None
+
     def knows(self, size: int) -> bool:
         """Whether such passes have been measured."""
         return len(self.samples.get(self.bucket(size), ())) >= self.enough
@@ -103,6 +110,7 @@ class Costs:
         self.windows = {corrected: Timings(self._beyond) for corrected in (False, True)}
         self.allowance = Allowance(free=min(32.0, length / 8), share=0.02, most=min(48.0, length / 5))
         self.runs = 0
+        self._foreign = False  # of another process, when the machine may have been faster or slower
 
     def begin_run(self) -> None:
         self.runs += 1
@@ -112,10 +120,21 @@ class Costs:
 
     def add(self, arm: Arm, size: int, seconds: float) -> None:
         """Add a pass over `size` positions."""
-        if size > 1:
-            self.windows[arm.corrected].add(size, seconds)
-        elif not arm.corrected:  # else a window ended with it, and it is no sequential pass
-            self.single.add(size, seconds)
+        if size == 1 and arm.corrected:  # a window ended with it, and it is no sequential pass
+            return
+        timings = self.single if size == 1 else self.windows[arm.corrected]
+        if self._foreign and timings.knows(size):
+            self._foreign, scale = False, seconds / timings.seconds(size)
+            for each in (self.single, *self.windows.values()):
+                each.restore(each.measured(), scale)
+        timings.add(size, seconds)
+
+    def restore(self, single: Sequence[tuple[int, float]], windows: Sequence[Sequence[tuple[int, float]]]) -> None:
+        """Begin with what another process measured: how sizes compare. How fast all of it is tells the first pass."""
+        self.single.restore(single)
+        for corrected in (False, True):
+            self.windows[corrected].restore(windows[corrected])
+        self._foreign = True
 
     @property
     def ready(self) -> bool:

@@ -54,8 +54,10 @@ class Gains:
 
     def __init__(self, like: "Gains | None" = None) -> None:
         self.counts: dict[Arm, Count] = dict(like.counts) if like else {}
+        self.runs = 0
 
     def begin_run(self) -> None:
+        self.runs += 1
         for arm, count in self.counts.items():
             self.counts[arm] = count.scaled(min(FADES, max(KEPT, trial(arm)) / count.passes))
 

@@ -6,6 +6,7 @@ import torch
 
 from parallel_decode._costs import ENOUGH, LOCK, Arm, Costs
 from parallel_decode._gains import LATENCY, Gains, trial
+from parallel_decode._learnt import save
 from parallel_decode.correction import Correction
 from parallel_decode.secant import SecantCorrection
 from parallel_decode.system import TriangularSystem
@@ -30,15 +31,22 @@ class Tuner:
         costs, gains: what is known of such systems.
         arms: to choose from, the first of them sequential.
         asynchronous: whether passes are only queued, as on a GPU.
+        name: under which to keep what is known at the end, for other processes.
     """
 
     ragged = True  # if its schedule is
 
     def __init__(
-        self, correction: Correction | None, costs: Costs, gains: Gains, arms: list[Arm], asynchronous: bool
+        self,
+        correction: Correction | None,
+        costs: Costs,
+        gains: Gains,
+        arms: list[Arm],
+        asynchronous: bool,
+        name: str | None = None,
     ) -> None:
         self._given, self._costs, self._gains, self._arms = correction, costs, gains, arms
-        self._asynchronous = asynchronous
+        self._asynchronous, self._name = asynchronous, name
         self._known = {arm for arm in arms if gains.proven(arm)}  # from earlier runs
         self._reserve = 0.6 * costs.allowance.left if costs.runs == 1 else 0.0  # the first layer may be the hardest
         self._arm, self._least = SEQUENTIAL, 1.0  # the time for a position by the best arm that is proven
@@ -71,9 +79,11 @@ class Tuner:
         """Nothing to note: drafts are `Adaptive`'s matter."""
 
     def finish(self, front: int, length: int) -> None:
-        if self._timer.size and not self._timer.left:
-            with LOCK:
+        with LOCK:
+            if self._timer.size and not self._timer.left:
                 self._note(front)
+            if self._name is not None:
+                save(self._name, self._costs, self._gains)
 
     def _note(self, front: int) -> None:
         """What the last passes cost and gained."""

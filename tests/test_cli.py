@@ -9,7 +9,7 @@ import torch
 from matplotlib.image import imread
 from typer.testing import CliRunner
 
-from parallel_decode.adapters.tarflow import TarFlow
+from parallel_decode.adapters.tarflow import TarFlow, digits
 from parallel_decode.cli import app
 
 
@@ -62,7 +62,7 @@ def test_clear_errors(tmp_path: Path, checkpoint: Path) -> None:
         (("--checkpoint", truncated), "truncated.pth cannot be read as a checkpoint, it may be damaged"),
         (("--checkpoint", foreign), "foreign.safetensors cannot be read as a checkpoint"),
         (("--checkpoint", checkpoint, "--schedule", "fast"), "schedule is 'fast', expected one of"),
-        (("--checkpoint", checkpoint, "--classes", "3"), "y holds class 3, expected numbers below 3"),
+        (("--checkpoint", checkpoint, "--classes", "3"), "--classes is '3', expected numbers below 3"),
         (("--checkpoint", checkpoint, "--classes", "cat"), "--classes is 'cat', expected labels"),
         (("--checkpoint", checkpoint, "--device", "abacus"), "abacus"),
         (("--checkpoint", checkpoint, "--tol", "-1"), "tol is -1.0, expected a finite number"),
@@ -95,3 +95,15 @@ def test_without_typer_the_command_line_says_what_it_needs() -> None:
 def test_adapters_without_commands_are_not_imported() -> None:
     check = "import sys, parallel_decode.cli as cli; assert not cli.LEFT_OUT; assert not {'transformers', 'zuko'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_the_cache_is_shown_and_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARALLEL_DECODE_CACHE", str(tmp_path / "kept"))
+    assert run("cache") == (0, f"nothing in {tmp_path / 'kept'}\n")
+    digits().sample(1, y=3)
+    code, output = run("cache")
+    assert code == 0 and output.startswith("auto: 4 files") and output.endswith(f"in {tmp_path / 'kept'}\n")
+    assert "cleared" in run("cache", "--clear")[1]
+    assert run("cache") == (0, f"nothing in {tmp_path / 'kept'}\n")
+    monkeypatch.setenv("PARALLEL_DECODE_CACHE", "off")
+    assert run("cache") == (0, "nothing is kept\n")

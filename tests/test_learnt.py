@@ -1,0 +1,125 @@
+"""What `Auto` learnt is kept for other processes, and what is kept can only help."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+import parallel_decode as pd
+from parallel_decode import _costs, _gains
+from tests.test_auto import COSTS, Clock, Timed, clock
+
+__all__ = ["clock"]
+
+
+class Named(Timed):
+    """A system that says what it is."""
+
+    def __init__(self, clock: Clock, cost: Any, rate: float = 0.1) -> None:
+        super().__init__(clock, cost, rate, 256)
+        self.identity = {"model": "a test", "layer": 0}
+        self.widths: list[int] = []
+
+    def evaluate(self, x: Tensor, window: pd.Window) -> Tensor:
+        self.widths.append(len(window.positions))
+        return super().evaluate(x, window)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PARALLEL_DECODE_CACHE", str(tmp_path / "kept"))
+    return tmp_path / "kept" / "auto"
+
+
+def run(clock: Clock, system: Named) -> float:
+    began = clock.now
+    pd.solve(system, pd.Auto(secant=False), tol=1e-6)
+    return clock.now - began
+
+
+def forget() -> None:
+    """As another process begins."""
+    _costs.COSTS.clear()
+    _gains.GAINS.clear()
+
+
+def test_another_process_begins_where_this_one_ended(clock: Clock, folder: Path) -> None:
+    cost = COSTS["an idle machine"]
+    times = [run(clock, Named(clock, cost)) for _ in range(8)]
+    forget()
+    assert run(clock, Named(clock, cost)) <= 1.02 * min(times) < 0.2 * times[0]
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_a_machine_that_is_slower_now_is_compared_with_itself(clock: Clock, folder: Path) -> None:
+    cost = COSTS["an idle machine"]
+    for _ in range(8):
+        run(clock, Named(clock, cost))
+    forget()
+    slow = Named(clock, lambda n: 5 * cost(n))
+    for _ in range(3):
+        slow.widths.clear()
+        run(clock, slow)
+        assert slow.widths[0] > 1, "sequential passes took a fifth in the other process, and so did all others"
+
+
+def test_nothing_is_kept_of_systems_that_do_not_say_what_they_are_and_where_it_is_off(
+    clock: Clock, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pd.solve(Timed(clock, COSTS["an idle machine"], 0.1, 256), "auto", tol=1e-6)
+    monkeypatch.setenv("PARALLEL_DECODE_CACHE", "off")
+    run(clock, Named(clock, COSTS["an idle machine"]))
+    assert not folder.exists()
+
+
+def test_what_belongs_to_other_systems_is_not_taken(clock: Clock, folder: Path) -> None:
+    for _ in range(8):
+        run(clock, Named(clock, COSTS["an idle machine"]))
+    forget()
+    other = Named(clock, COSTS["an idle machine"])
+    other.identity = {"model": "another", "layer": 0}
+    run(clock, other)
+    assert other.widths[0] == 1 and len(list(folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        None,
+        [],
+        "x",
+        {},
+        {"single": [[1, 1.0]], "windows": [[[8, 1.0]]], "counts": []},
+        {"single": [[1, float("nan")]], "windows": [[], []], "counts": []},
+        {"single": [[1, -1.0]], "windows": [[], []], "counts": []},
+        {"single": [[1, 1.0]], "windows": [[[8, float("inf")]], []], "counts": []},
+        {"single": [[1, 1.0]], "windows": [[], []], "counts": [[64, False, 0.0, 3.0, 1.0]]},
+        {"single": [[1, 1.0]], "windows": [[], []], "counts": [[64, False, 1.0]]},
+        {"single": [[1, 1.0]], "windows": [[], []], "counts": [["x", False, 1.0, 1.0, 1.0]]},
+        {"single": [[1, 1.0]], "windows": [[], []], "counts": [[1, False, 99.0, 1.0, 1.0], [0, True, 1.0, 1.0, 1.0]]},
+        {"single": [], "windows": [[], []], "counts": [[10**400, False, 1.0, 1.0, 1.0]]},
+    ],
+    ids=repr,
+)
+def test_a_damaged_file_is_as_if_it_was_not_there(clock: Clock, folder: Path, known: Any) -> None:
+    cost = COSTS["a small machine"]
+    expected = run(clock, Named(clock, cost))
+    (path,) = folder.iterdir()
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "value": known}))
+    forget()
+    assert run(clock, Named(clock, cost)) <= expected * 1.05
+    assert json.loads(path.read_text())["value"]["single"], "and it is written anew"
+
+
+def test_what_is_kept_is_what_is_known(clock: Clock, folder: Path) -> None:
+    for _ in range(8):
+        run(clock, Named(clock, COSTS["a small machine"]))
+    (costs,), (by_batch,) = _costs.COSTS.values(), _gains.GAINS.values()
+    (path,) = folder.iterdir()
+    known = json.loads(path.read_text())["value"]
+    assert known["single"] == [[1, 1.0]]
+    assert known["windows"][0] == [list(each) for each in costs.windows[False].measured()]
+    assert {(width, corrected) for width, corrected, *_ in known["counts"]} == set(by_batch[2].counts)
