@@ -1,6 +1,9 @@
 """The experiments of Selective Jacobi Decoding (arXiv 2505.24791), one command each, and `all`."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,17 +15,18 @@ import typer
 from paper_repro import report
 from paper_repro.catalogue import APART, EXPERIMENTS
 from paper_repro.commands import train
+from paper_repro.data import DATA
 from paper_repro.image_tokens_command import image_tokens
 from paper_repro.setup import Setup, obtain
+from parallel_decode._command_line import Command, Group
 from parallel_decode.adapters.tarflow.bench.record import write
 from parallel_decode.adapters.tarflow.cli import sample
 
-app = typer.Typer(help=__doc__, no_args_is_help=True)
-app.command()(train)
-app.command()(image_tokens)
-app.command()(sample)
+app = typer.Typer(cls=Group, help=__doc__, no_args_is_help=True)
+for _each in (train, image_tokens, sample):
+    app.command(cls=Command)(_each)
 
-Out = Annotated[Path, typer.Option(help="folder for figures, plots and the report")]
+Out = Annotated[Path, typer.Option(help="folder for figures, plots and the report", file_okay=False)]
 Root = Annotated[Path | None, typer.Option(help="folder of the data set, where it does not ship with a dependency")]
 Checkpoint = Annotated[Path | None, typer.Option(help="a file of weights, or a folder; trained now if left out")]
 Device = Annotated[str, typer.Option(help="cpu, cuda")]
@@ -30,11 +34,15 @@ Quick = Annotated[
     bool, typer.Option("--quick", help="what two CPU cores do in minutes, in place of the paper's batch and runs")
 ]
 Smoke = Annotated[bool, typer.Option("--smoke", help="the least that runs, in seconds, on tiny flows")]
-Inception = Annotated[Path | None, typer.Option(help="the weights of FID's network; without them distances are no FID")]
+Inception = Annotated[
+    Path | None,
+    typer.Option(help="the weights of FID's network; without them distances are no FID", exists=True, dir_okay=False),
+]
 FidStats = Annotated[Path | None, typer.Option(help="FID's statistics of the data, such as Apple's; with --inception")]
 Steps = Annotated[int | None, typer.Option(help="of training, where a flow has to be trained", min=1)]
 Again = Annotated[bool, typer.Option(help="measure again what is there already")]
 OUT = Path("runs/paper")
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def measure(setup: Setup, name: str, again: bool = False) -> Path:
@@ -46,7 +54,11 @@ def measure(setup: Setup, name: str, again: bool = False) -> Path:
     path = setup.out / f"{name}.json"
     about = {"data": setup.data, "scale": setup.scale, "seed": setup.seed, "model": setup.flow.fingerprint()}
     if path.exists() and not again:
-        there = json.loads(path.read_text())
+        try:
+            there = json.loads(path.read_bytes())
+            there["machine"], there["versions"], there["seconds"]
+        except (ValueError, TypeError, KeyError):
+            raise ValueError(f"{path} is damaged, or holds no figures: pass --again to replace it") from None
         if other := [
             f"{key} {there.get(key)} in place of {value}" for key, value in about.items() if there.get(key) != value
         ]:
@@ -82,12 +94,13 @@ def _command(name: str) -> Callable[..., None]:
         again: Again = False,
         out: Out = OUT,
     ) -> None:
-        try:
-            setup = obtain(data, out / data, root, checkpoint, device, scale_of(quick, smoke), steps)
-            setup = replace(setup, inception=inception, fid_stats=fid_stats)
-            measure(setup, name, again)
-        except (OSError, ValueError) as error:
-            raise typer.BadParameter(str(error)) from None
+        if fid_stats is not None and inception is None:
+            raise ValueError("--fid-stats are statistics of FID's features, which need --inception")
+        if fid_stats is not None and not fid_stats.is_file():
+            raise FileNotFoundError(f"--fid-stats is {fid_stats}, which is not a file")
+        setup = obtain(data, out / data, root, checkpoint, device, scale_of(quick, smoke), steps)
+        setup = replace(setup, inception=inception, fid_stats=fid_stats)
+        measure(setup, name, again)
         typer.echo(f"the report: {report.write(out, [data])}")
 
     command.__doc__ = f"{EXPERIMENTS[name].TITLE}."
@@ -95,10 +108,10 @@ def _command(name: str) -> Callable[..., None]:
 
 
 for _name in EXPERIMENTS:
-    app.command(_name)(_command(_name))
+    app.command(_name, cls=Command)(_command(_name))
 
 
-@app.command("all")
+@app.command("all", cls=Command)
 def everything(
     data: Annotated[str, typer.Option(help="data sets, with commas between them")] = "digits,photos",
     root: Root = None,
@@ -108,21 +121,48 @@ def everything(
     steps: Steps = None,
     inception: Inception = None,
     again: Again = False,
+    skip: Annotated[str, typer.Option(help="experiments to leave out, with commas between them")] = "",
     out: Out = OUT,
 ) -> None:
-    """Every experiment on every data set, and the report. What is there already is kept, so that it goes on where it was stopped."""
-    names = data.split(",")
-    try:
-        for each in names:
-            setup = obtain(each, out / each, root, None, device, scale_of(quick, smoke), steps)
-            setup = replace(setup, inception=inception)
-            for name in EXPERIMENTS:
-                if each == names[0] or name not in APART:
-                    measure(setup, name, again)
-            report.write(out, names)
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from None
+    """Every experiment on every data set, and the report. What is there already is kept, so that it goes on where it was stopped.
+
+    On a CPU the data sets are done side by side, if there is a core for each.
+    """
+    names, left_out = data.split(","), skip.split(",") if skip else []
+    for option, given, known in (("--data", names, DATA), ("--skip", left_out, EXPERIMENTS)):
+        if unknown := [each for each in given if each not in known]:
+            raise ValueError(f"{option} has {unknown[0]!r}, expected some of {','.join(known)}")
+    if 1 < len(names) <= CORES and device == "cpu":
+        flags = {"--quick": quick, "--smoke": smoke, "--again": again}
+        values = {"--out": out, "--root": root, "--steps": steps, "--inception": inception}
+        words = [flag for flag, given in flags.items() if given]
+        words += [word for name, value in values.items() if value is not None for word in (name, str(value))]
+        _side_by_side(words, {each: left_out + [*APART] * (each != names[0]) for each in names})
+        report.write(out, names)
+        names = []
+    for each in names:
+        setup = obtain(each, out / each, root, None, device, scale_of(quick, smoke), steps)
+        setup = replace(setup, inception=inception)
+        for name in EXPERIMENTS:
+            if name not in left_out and (each == names[0] or name not in APART):
+                measure(setup, name, again)
+        report.write(out, names)
     typer.echo(f"the report: {out / 'report.html'}")
+
+
+def _side_by_side(words: list[str], left_out: dict[str, list[str]]) -> None:
+    """The same for each data set without what is left out of it, in processes that share out the cores.
+
+    Raises:
+        ValueError: one of them stopped; it has said why.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": str(CORES // len(left_out))}
+    running = {}
+    for data, skip in left_out.items():
+        command = [sys.executable, "-m", "paper_repro", "all", "--data", data, *words]
+        running[data] = subprocess.Popen([*command, *["--skip", ",".join(skip)] * bool(skip)], env=environment)
+    if stopped := [data for data, process in running.items() if process.wait()]:
+        raise ValueError(f"{' and '.join(stopped)} stopped, for the reason above: what is done is kept, run it again")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from diffusers import VQModel
 from torch import Tensor, nn
 
+from paper_repro import training_state
 from paper_repro.data.crops import Draw
 from paper_repro.train import rate
 from parallel_decode.adapters.image_tokens.class_conditional import ClassConditional
@@ -147,12 +148,13 @@ def fit(
         save_every: steps.
 
     Raises:
-        ValueError: the file is of another model.
+        ValueError: the file is damaged, or of another model, batch or seed.
     """
     weights = [weight for weight in training.parameters() if weight.requires_grad]
+    settings = {"batch": batch, "seed": seed}
     optimizer, first = torch.optim.AdamW(weights, lr, betas=(0.9, 0.95), weight_decay=0.01), 0
     if file.exists():
-        state = torch.load(file, weights_only=True)
+        state = training_state.read(file, settings)
         try:
             training.load_state_dict(state["training"])
         except RuntimeError:
@@ -171,6 +173,5 @@ def fit(
         optimizer.step()
         if (step + 1) % save_every == 0 or step + 1 == steps:
             state = {"training": training.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            torch.save(state, file.with_suffix(".new"))
-            file.with_suffix(".new").replace(file)
+            training_state.write(file, state | {"settings": settings})
         yield step, loss.item()

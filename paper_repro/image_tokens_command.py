@@ -5,21 +5,26 @@ from typing import Annotated, Any
 
 import typer
 
+from parallel_decode._command_line import Seed
+
 # The modules that need diffusers and transformers are imported when they are asked for: the other commands do not need them.
 
 
 def image_tokens(
     out: Annotated[
-        Path, typer.Option(help="folder of the model, its pictures and the training; one that was begun goes on")
+        Path,
+        typer.Option(
+            help="folder of the model, its pictures and the training; one that was begun goes on", file_okay=False
+        ),
     ],
     tokenizer_steps: Annotated[int, typer.Option(min=1)] = 2600,
     prior_steps: Annotated[int, typer.Option(min=1)] = 2000,
-    channels: Annotated[int, typer.Option(help="of the tokenizer, a multiple of 8")] = 32,
-    codes: Annotated[int, typer.Option(help="of the tokenizer", min=2)] = 512,
-    width: Annotated[int, typer.Option(help="of the prior, a multiple of 48")] = 192,
-    layers: Annotated[int, typer.Option(help="of the prior", min=1)] = 4,
+    channels: Annotated[int, typer.Option(help="of the tokenizer, a multiple of 8", min=8, max=8192)] = 32,
+    codes: Annotated[int, typer.Option(help="of the tokenizer", min=2, max=65_536)] = 512,
+    width: Annotated[int, typer.Option(help="of the prior, a multiple of 48", min=48, max=9600)] = 192,
+    layers: Annotated[int, typer.Option(help="of the prior", min=1, max=1024)] = 4,
     batch: Annotated[int, typer.Option(min=1)] = 8,
-    seed: int = 0,
+    seed: Seed = 0,
     half: Annotated[bool, typer.Option("--half", help="save in float16")] = False,
 ) -> None:
     """Train a class-conditional model of image tokens on crops of ten photographs: half an hour on one core.
@@ -38,9 +43,10 @@ def image_tokens(
         from parallel_decode.adapters.image_tokens.cli import save_grid
         from parallel_decode.adapters.image_tokens.prior import Prior
     except ModuleNotFoundError as error:
-        raise typer.BadParameter(
-            f'{error.name} is missing: pip install "parallel-decode[repro,transformers,diffusers]"'
-        ) from None
+        hint = 'pip install "parallel-decode[repro,transformers,diffusers]"'
+        raise ModuleNotFoundError(f"{error.name} is missing: {hint}") from None
+    if width % 48 or channels % 8:
+        raise ValueError(f"--width is {width} and --channels {channels}, expected multiples of 48 and of 8")
 
     out.mkdir(parents=True, exist_ok=True)
     pictures = photographs()
@@ -51,16 +57,13 @@ def image_tokens(
     config = LlamaConfig(vocab_size=codes, bos_token_id=None, eos_token_id=None, **sizes)
     tokenizer = TokenizerTraining((channels, channels, 2 * channels), codes)
     prior = PriorTraining(Prior(config), tokenizer)
-    try:
-        for name, training, steps, lr in (
-            ("tokenizer", tokenizer, tokenizer_steps, 1e-3),
-            ("prior", prior, prior_steps, 2e-3),
-        ):
-            for step, loss in fit(training, seen, out / f"{name}.pt", steps=steps, batch=batch, lr=lr, seed=seed):
-                if (step + 1) % 50 == 0 or step + 1 == steps:
-                    typer.echo(f"{name}: step {step + 1:>5}  loss {loss:.4f}")
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+    for name, training, steps, lr in (
+        ("tokenizer", tokenizer, tokenizer_steps, 1e-3),
+        ("prior", prior, prior_steps, 2e-3),
+    ):
+        for step, loss in fit(training, seen, out / f"{name}.pt", steps=steps, batch=batch, lr=lr, seed=seed):
+            if (step + 1) % 50 == 0 or step + 1 == steps:
+                typer.echo(f"{name}: step {step + 1:>5}  loss {loss:.4f}")
     for where, draw in (("seen", seen), ("held out", unseen)):
         typer.echo(f"{where}: " + ", ".join(f"{name} {figure:.2f}" for name, figure in prior.judged(draw).items()))
 

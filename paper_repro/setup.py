@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from paper_repro.data import DATA, Images
 from paper_repro.train import train
+from parallel_decode._command_line import as_device
 from parallel_decode.adapters.tarflow import TarFlow, digits
 from parallel_decode.adapters.tarflow.bench.suite import Setting
 
@@ -105,6 +105,7 @@ def obtain(
     """
     if data not in DATA:
         raise ValueError(f"--data is {data!r}, expected one of {', '.join(DATA)}")
+    place = as_device(device)
     images = None if checkpoint is not None and root is None and data not in SHIPPED else DATA[data](root)
     if checkpoint is None and data == "digits" and scale != "smoke":
         flow = digits()
@@ -113,8 +114,7 @@ def obtain(
         flow = _trained(images, out / "flow", device, scale, steps or STEPS[scale])
     else:
         flow = TarFlow.from_checkpoint(checkpoint)
-    torch.zeros(0, device=device)
-    return Setup(flow.to(device).eval(), data, out, scale, images)
+    return Setup(flow.to(place).eval(), data, out, scale, images)
 
 
 def small(images: Images, scale: str) -> dict[str, Any]:
@@ -134,7 +134,6 @@ def _trained(images: Images, folder: Path, device: str, scale: str, steps: int) 
     config = small(images, scale)
     if scale == "quick":
         config["patch_size"] = SMALL["patch_size"]
-    folder.mkdir(parents=True, exist_ok=True)
     resume = (folder / "state.pt").exists()
     batch, lr = (128, 5e-4) if scale == "full" else (16, 1e-3)
     for _ in train(folder, images, config, steps=steps, batch_size=batch, lr=lr, device=device, resume=resume):

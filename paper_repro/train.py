@@ -13,6 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from paper_repro import training_state
+from parallel_decode._options import check_at_least_one
 from parallel_decode.adapters.tarflow import TarFlow
 
 if TYPE_CHECKING:  # the data needs scikit-image and scikit-learn, and training does not
@@ -48,7 +50,9 @@ def train(
     again: bool = False,
     extra: Callable[[TarFlow, Tensor, Tensor | None], Tensor] | None = None,
 ) -> Iterator[dict[str, float]]:
-    """Train, and yield a line of figures after every save: `out` holds what `TarFlow.from_checkpoint` loads, and `state.pt`.
+    """Train, and yield a line of figures after every save.
+
+    `out` then holds what `TarFlow.from_checkpoint` loads, `log.jsonl` with all lines, and `state.pt` to resume from.
 
     Under `torchrun` or `accelerate launch` the processes share each batch, which is the same however many there are, and
     the first of them writes and yields.
@@ -72,9 +76,15 @@ def train(
     Raises:
         FileExistsError: `out` holds a training that `resume` was not asked to go on with.
         FileNotFoundError: `resume` was asked for, and `out` holds no training.
-        ValueError: the training in `out` is of another configuration, or the processes do not divide the batch.
+        ValueError: an option is out of range, the training in `out` is damaged or was begun otherwise, the processes do not
+            divide the batch, or the loss is not finite.
     """
-    state_file = out / "state.pt"
+    for name, number in (("steps", steps), ("batch_size", batch_size), ("save_every", save_every)):
+        check_at_least_one(name, number)
+    if not (0 < lr < math.inf and 0 <= drop_label <= 1 and 0 <= ema < 1 and 0 <= config["noise_std"] < math.inf):
+        got = f"lr {lr}, drop_label {drop_label}, ema {ema}, noise_std {config['noise_std']}"
+        raise ValueError(f"{got}, expected lr > 0, drop_label from 0 to 1, ema from 0 to below 1, noise_std >= 0")
+    state_file = out / training_state.STATE
     if state_file.exists() and not (resume or again):
         raise FileExistsError(f"{state_file} exists: pass --resume to go on with it, or another --out")
     if resume and not state_file.exists():
@@ -91,24 +101,22 @@ def train(
     flow = TarFlow(**config).to(device)
     average = AveragedModel(flow, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None  # type: ignore[no-untyped-call]
     optimizer = torch.optim.AdamW(flow.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=1e-4)
-    first = 0
+    settings = dict(config=config, batch_size=batch_size, drop_label=drop_label, ema=ema, seed=seed)
+    settings["data"] = type(data).__name__
+    first, log = 0, []
     if resume:
-        state = torch.load(state_file, map_location=device, weights_only=True)
-        if (average is None) != (state["average"] is None):
-            raise ValueError(f"{state_file} was trained {'without' if ema else 'with'} ema: resume as it was begun")
-        try:
-            flow.load_state_dict(state["flow"])
-        except RuntimeError:
-            raise ValueError(
-                f"{state_file} is of a flow of another configuration: resume with the one it was begun with"
-            ) from None
+        state = training_state.read(state_file, settings, device)
+        flow.load_state_dict(state["flow"])
         if average is not None:
             average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
+        log = state["log"]
         first = state["step"]
 
     shared = DistributedDataParallel(flow) if world > 1 else flow
     learnt = flow if average is None else cast(TarFlow, average.module)
+    if resume and rank == 0:  # a kill may have come between the state and these
+        training_state.publish(out, learnt, log)
     losses: list[float] = []
     for step in (bar := tqdm(range(first, steps), initial=first, total=steps, unit="step", disable=rank > 0)):
         x, y = _batch(data, batch_size, config["noise_std"], drop_label, _seed(seed, step))
@@ -125,19 +133,25 @@ def train(
         if average is not None:
             average.update_parameters(flow)
         losses.append(_mean(value.detach(), world).item())
+        if not math.isfinite(losses[-1]):
+            raise ValueError(
+                f"the loss is {losses[-1]} at step {step + 1}: lower lr or noise_std; {out} is as last saved"
+            )
         bar.set_postfix(loss=f"{losses[-1]:.4f}")
         if ((step + 1) % save_every == 0 or step + 1 == steps) and rank == 0:
-            learnt.save_pretrained(out)
+            held_out = held_out_loss(learnt, data, config["noise_std"])
+            log.append({"step": step + 1, "loss": sum(losses) / len(losses), "held_out": held_out})
             state = {
+                "settings": settings,
                 "flow": flow.state_dict(),
                 "average": None if average is None else average.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "step": step + 1,
+                "log": log,
             }
-            torch.save(state, part := state_file.with_suffix(".part"))
-            os.replace(part, state_file)
-            held_out = held_out_loss(learnt, data, config["noise_std"])
-            yield {"step": step + 1, "loss": sum(losses) / len(losses), "held_out": held_out}
+            training_state.write(state_file, state)
+            training_state.publish(out, learnt, log)
+            yield log[-1]
             losses.clear()
     if world > 1:
         dist.destroy_process_group()

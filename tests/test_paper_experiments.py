@@ -5,6 +5,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -71,6 +72,33 @@ def test_everything_goes_on_where_it_was_stopped_and_ends_in_a_report(tmp_path: 
         assert f"<h3>{experiment.TITLE}</h3>" in page
     again = CliRunner().invoke(app, words, catch_exceptions=False)
     assert again.output.count("there already") == len(EXPERIMENTS)
+
+
+def test_data_sets_are_done_side_by_side_and_end_in_one_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+
+    class Process:
+        """One experiment of the data set that is named, here and now."""
+
+        def __init__(self, command: list[str], env: dict[str, str]) -> None:
+            started.append(command[3:])
+            assert env["OMP_NUM_THREADS"] == "3"
+            setup = obtain(command[command.index("--data") + 1], tmp_path / command[5], scale="smoke", steps=2)
+            measure(setup, "start")
+
+        def wait(self) -> int:
+            return 0 if len(started) <= 2 else 1
+
+    monkeypatch.setattr("paper_repro.__main__.subprocess", SimpleNamespace(Popen=Process))
+    monkeypatch.setattr("paper_repro.__main__.CORES", 7)
+    words = ["all", "--data", "digits,photos", "--smoke", "--steps", "2", "--skip", "tau", "--out", str(tmp_path)]
+    assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
+    common = ["--smoke", "--out", str(tmp_path), "--steps", "2", "--skip"]
+    assert started == [["all", "--data", "digits", *common, "tau"], ["all", "--data", "photos", *common, "tau,maf"]]
+    assert (tmp_path / "report.html").read_text().count("<h2>") == 2
+    done = CliRunner().invoke(app, [*words, "--again"])
+    assert done.exit_code == 2 and "digits and photos stopped" in done.output
+    assert CliRunner().invoke(app, [*words[:3], "--skip", "sleep"]).exit_code == 2
 
 
 def test_figures_of_another_flow_or_scale_are_not_taken_for_these(setup: Setup) -> None:

@@ -21,7 +21,7 @@ HIDDEN = (1, 2, 5)
 def run(setup: Setup) -> dict[str, Any]:
     n = setup.pick(64, 16, 2)
     generator = torch.Generator(setup.flow.var.device).manual_seed(setup.seed)
-    found = probe(setup.flow, n, generator=generator, hidden=HIDDEN, lags=(1,), positions=setup.pick(16, 16, 2))
+    found = probe(setup.flow, n, generator=generator, hidden=HIDDEN, lags=(1,), positions=setup.pick(16, 4, 2))
     shown = setup.pick(8, 8, 2)
     rows = {"ordinary": _images(setup, shown, None, 1)}
     for block in range(len(setup.flow.blocks)):
