@@ -133,6 +133,8 @@ def everything(
         if unknown := [each for each in given if each not in known]:
             raise ValueError(f"{option} has {unknown[0]!r}, expected some of {','.join(known)}")
     if 1 < len(names) <= CORES and device == "cpu":
+        for each in names:  # by all cores, where a flow has to be trained
+            obtain(each, out / each, root, None, device, scale_of(quick, smoke), steps)
         flags = {"--quick": quick, "--smoke": smoke, "--again": again}
         values = {"--out": out, "--root": root, "--steps": steps, "--inception": inception}
         words = [flag for flag, given in flags.items() if given]

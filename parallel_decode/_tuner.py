@@ -23,8 +23,8 @@ TIMED_TOGETHER = 32  # sequential passes that are timed together
 class Tuner:
     """Chooses the windows of one run.
 
-    What it does not know it tries only as far as the allowance of `costs` goes. The unit of costs is the sequential pass, and what a pass gains is worth as much as the
-    best arm that is known takes for it.
+    What it does not know it tries only as far as the allowance of `costs` goes. The unit of both is the sequential pass: what a pass costs is lost but for the positions that
+    it gains.
 
     Args:
         correction: of the schedule.
@@ -94,13 +94,8 @@ class Tuner:
         self._tried.add(arm)
         if not first:  # that one also prepares
             costs.add(arm, size, seconds)
-        elif (
-            costs.ready
-            and size > 1
-            and not self._asynchronous
-            and self._gains.passes(arm) * seconds > COLD * costs.sequential()
-        ):
-            for _ in range(ENOUGH):
+        elif costs.ready and not self._asynchronous and self._gains.passes(arm) * seconds > COLD * costs.sequential():
+            for _ in range(ENOUGH):  # hopeless, whatever it prepares
                 costs.add(arm, size, seconds)
         rises = not self._gains.proven(arm) and self._passes <= LATENCY
         if arm.width > 1 and not rises and self._front + size >= self._reach:  # else wider windows have been there
@@ -108,9 +103,7 @@ class Tuner:
         self._reach = max(self._reach, self._front + size)
         if costs.ready and not opening and not (first and self._asynchronous):
             spent = seconds / costs.sequential()
-            if size == 1:
-                spent = 1.0
-            elif costs.windows[arm.corrected].knows(size):
+            if size == 1 or costs.windows[arm.corrected].knows(size):  # a bad moment of the machine is not its fault
                 spent = min(spent, costs.of(size, arm.corrected))
             costs.allowance.settle(spent * self._timer.together, front - self._front)
 

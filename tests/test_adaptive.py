@@ -14,23 +14,14 @@ from hypothesis import strategies as st
 import parallel_decode as pd
 from parallel_decode._allowance import Allowance
 from parallel_decode.adapters.causal_lm import Adaptive, adaptive
-from parallel_decode.adapters.causal_lm.adaptive import (
-    APART,
-    KEPT,
-    WIDTHS,
-    _Costs,
-    _gain,
-    _Memory,
-    _Pace,
-    _Record,
-    _Tuner,
-)
+from parallel_decode.adapters.causal_lm.adaptive import _gain, _Tuner
+from parallel_decode.adapters.causal_lm.memory import APART, KEPT, WIDTHS, Memory, Pace, Record, RowCosts
 from parallel_decode.tokens import Draft, Drafting, Last
 from tests.systems import halves
 
 
 def test_costs_between_and_beyond_the_widths_that_were_measured() -> None:
-    costs = _Costs(rows=2)
+    costs = RowCosts(rows=2)
     together, apart = costs.tables[False], costs.tables[True]
     assert together[1] == 1.0 and together[4] == pytest.approx(1.18), "nothing measured: 3% a token and row"
     assert apart[4] == pytest.approx(APART * 1.18)
@@ -51,7 +42,7 @@ def test_costs_between_and_beyond_the_widths_that_were_measured() -> None:
 
 
 def test_a_bad_moment_of_the_machine_is_not_charged() -> None:
-    costs = _Costs(rows=1)
+    costs = RowCosts(rows=1)
     assert costs.of(4, False, 7.0) == 7.0, "nothing else is known"
     for _ in range(2):
         costs.add(4, False, 2.0)
@@ -59,7 +50,7 @@ def test_a_bad_moment_of_the_machine_is_not_charged() -> None:
 
 
 def test_how_many_drafts_come_true() -> None:
-    record = _Record(2)
+    record = Record(2)
     assert record.chances == pytest.approx((0.3, 0.7))
     for _ in range(200):
         record.add(4, 4)
@@ -90,7 +81,7 @@ def tuner(
     """With passes that take 1 + slope for each further token, drafts of kind 1 that always come true, and of kind 0 never; and all that may be lost saved up."""
     drafting = Drafting(Last(), texts, 100)
     drafting.kinds = list(kinds)
-    costs, memory = _Costs(len(texts)), _Memory()
+    costs, memory = RowCosts(len(texts)), Memory()
     for _ in range(100):
         memory.record(0).add(0, 8)
         memory.record(1).add(8, 8)
@@ -179,8 +170,8 @@ def test_never_much_slower_than_one_token_at_a_time(
     """Whatever passes cost and however often drafts come true, and that changes every 50 tokens: three runs of 200 tokens lose 2 passes, 1%, and one window that was dearer than it looked."""
     clock, length, random = [0.0], 200, Random(seed)
     with patch.multiple(adaptive, CausalLM=System, time=SimpleNamespace(perf_counter=lambda: clock[0])):
-        costs: dict[int, _Costs] = {}
-        memory, spent, done = _Memory(), 0.0, 0
+        costs: dict[int, RowCosts] = {}
+        memory, spent, done = Memory(), 0.0, 0
         for _ in range(3):
             guess = Draft(lambda text, most: [7] * 64)
             guess.fresh = fresh
@@ -217,7 +208,7 @@ def test_never_much_slower_than_one_token_at_a_time(
 
 
 def test_the_passes_that_a_position_takes_are_learnt_by_windows_of_one_width() -> None:
-    pace = _Pace()
+    pace = Pace()
     assert pace(1) == 1 and pace(2) == 1 and pace(16) == pytest.approx(0.12 + 2 / 16)
     for _ in range(400):
         pace.add(16, 1 / (0.12 + 3 / 16))

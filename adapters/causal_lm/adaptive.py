@@ -9,19 +9,15 @@ import torch
 from torch import Tensor
 
 from parallel_decode._allowance import Allowance
-from parallel_decode._costs import LOCK, Timings
+from parallel_decode._costs import LOCK
+from parallel_decode.adapters.causal_lm.memory import WIDTHS, Memory, RowCosts
 from parallel_decode.adapters.causal_lm.system import CausalLM
 from parallel_decode.schedules import Chooser, Schedule
 from parallel_decode.system import TriangularSystem
 
-WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-SLOWER = 0.03  # for each further token of a pass, as long as nothing was measured
-APART = 1.1  # likewise, of rows at fronts of their own, which need a mask
 URGENCY = 4  # how much more a row counts that has more left to do: the batch is done when its last row is
 MARGIN = 1.1  # what a window has to promise over a single token: what is expected of drafts is uncertain
 KEEPS = 0.9  # of the best rate, down to which a width is kept
-KEPT = 15  # samples of what a pass costs
-ENOUGH = 2  # of them are believed
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,120 +55,10 @@ class Adaptive(Schedule):
         key = system.cost_key, torch.get_num_threads()
         with LOCK:
             kept = key, type(system.choice), type(system.guess), system.drafting.fresh
-            memory = _MEMORIES.setdefault(kept, _Memory(_allowance(system)))
+            memory = _MEMORIES.setdefault(kept, Memory(_allowance(system)))
             for record in memory.records.values():
                 record.fade(16)  # another text may be another matter
             return _Tuner(system, _COSTS.setdefault(key, {}), memory, most, self.per_row and system.ragged)
-
-
-class _Costs:
-    """Seconds of a pass by width, for so many rows; where nothing was measured each further token adds `SLOWER` of a pass of one for each row.
-
-    Attributes:
-        tables: the seconds of all `WIDTHS`, of rows in step and (True) of rows at fronts of their own.
-    """
-
-    def __init__(self, rows: int) -> None:
-        slower = SLOWER * rows
-
-        def beyond(size: float, near: int, seconds: float) -> float:
-            return seconds * (1 + slower * (size - 1)) / (1 + slower * (near - 1))
-
-        self.timings = {apart: Timings(beyond, int, ENOUGH, KEPT) for apart in (False, True)}
-        self.added = 0
-        self._tabulate()
-
-    def add(self, size: int, apart: bool, seconds: float) -> None:
-        self.added += 1
-        if self.timings[apart].add(size, seconds) or self.added % 32 == 0:
-            self._tabulate()
-
-    def of(self, size: int, apart: bool, seconds: float | None = None) -> float:
-        """Seconds of such a pass: the least that such passes took, or what is expected; `seconds`, if this one took less or none are known."""
-        expected = self.tables[apart].get(size)
-        if seconds is None:
-            return self.tables[apart][1] if expected is None else expected
-        return min(expected, seconds) if expected is not None and self.timings[apart].knows(size) else seconds
-
-    def _tabulate(self) -> None:
-        together = self.timings[False].measured() or [(1, 1.0)]
-        table = {width: self.timings[False].seconds(width, together) for width in WIDTHS}
-        apart = self.timings[True].measured()
-        self.tables = {
-            False: table,
-            True: {w: self.timings[True].seconds(w, apart) if apart else APART * table[w] for w in WIDTHS},
-        }
-
-
-class _Record:
-    """How often drafts of a kind came true."""
-
-    def __init__(self, kind: int) -> None:
-        first, further = (0.05, 0.3) if kind == 0 else (min(0.15 * kind, 0.7), 0.7)
-        self.first, self.further = [4 * first, 4.0], [4 * further, 4.0]  # how many came true, of how many
-
-    def add(self, accepted: int, drafted: int) -> None:
-        """Of so many drafts so many came true, without a gap."""
-        for counts, came, tried in (
-            (self.first, min(accepted, 1), 1),
-            (self.further, max(accepted - 1, 0), min(accepted, drafted - 1)),
-        ):
-            counts[0], counts[1] = counts[0] + came, counts[1] + tried
-        self.fade(64)  # the text may change
-
-    def fade(self, most: float) -> None:
-        """Let what was long ago count for less: for so many trials in all."""
-        for counts in (self.first, self.further):
-            scale = min(1.0, most / counts[1])
-            counts[0], counts[1] = scale * counts[0], scale * counts[1]
-
-    @property
-    def chances(self) -> tuple[float, float]:
-        """That the first draft comes true, and each further one if those before it do."""
-        return self.first[0] / self.first[1], self.further[0] / self.further[1]
-
-
-class _Pace:
-    """Passes for a position where windows live on the predictions of the passes before: c + k / W for windows of W, as of `Auto`.
-
-    Attributes:
-        k: passes that a position takes from when a window reaches it.
-    """
-
-    c = 0.12  # 0.11 to 0.16 on the image tokens of the benchmarks, and k 1.7 to 2
-
-    def __init__(self) -> None:
-        self.k = 2.0
-        self.width = self.passes = 0
-        self.gained = 0.0
-
-    def __call__(self, width: int) -> float:
-        return min(1.0, self.c + self.k / width) if width > 1 else 1.0
-
-    def add(self, width: int, gained: float) -> None:
-        """A pass; as many of one width as it has positions, the first quarter of them left out, tell k anew."""
-        if width != self.width:
-            self.width, self.passes, self.gained = width, 0, 0.0
-        self.passes += 1
-        self.gained += gained if 4 * self.passes > width else 0.0
-        if width > 1 and self.passes >= max(width, 8):
-            seen = (self.passes - width // 4) / max(self.gained, 0.1)
-            self.k = (self.k + max(1.0, (seen - self.c) * width)) / 2
-            self.width = 0
-
-
-class _Memory:
-    """What is kept from run to run, besides costs."""
-
-    def __init__(self, allowance: Allowance | None = None) -> None:
-        self.records: dict[int, _Record] = {}
-        self.pace = _Pace()
-        self.allowance = allowance or Allowance()
-
-    def record(self, kind: int) -> _Record:
-        if kind not in self.records:
-            self.records[kind] = _Record(kind)
-        return self.records[kind]
 
 
 def _allowance(system: CausalLM) -> Allowance:
@@ -182,8 +68,8 @@ def _allowance(system: CausalLM) -> Allowance:
     return Allowance(free=min(16.0, system.length / 16), share=0.02, most=min(32.0, system.length / 8))
 
 
-_COSTS: dict[Hashable, dict[int, _Costs]] = {}  # by rows
-_MEMORIES: dict[Hashable, _Memory] = {}
+_COSTS: dict[Hashable, dict[int, RowCosts]] = {}  # by rows
+_MEMORIES: dict[Hashable, Memory] = {}
 
 
 class _Tuner:
@@ -196,7 +82,7 @@ class _Tuner:
     correction = None
 
     def __init__(
-        self, system: CausalLM, costs: dict[int, _Costs], memory: _Memory, most: int, per_row: bool = False
+        self, system: CausalLM, costs: dict[int, RowCosts], memory: Memory, most: int, per_row: bool = False
     ) -> None:
         self.drafting, self.costs, self.memory, self.most, self.per_row = system.drafting, costs, memory, most, per_row
         self.ragged = self.apart = False
@@ -205,10 +91,10 @@ class _Tuner:
         self.rows = self._rows()
         self.dull: set[tuple[int | None, ...]] = set()  # kinds of drafts that were not worth reading of late
 
-    def _rows(self) -> _Costs:
+    def _rows(self) -> RowCosts:
         rows = len(self.drafting.texts)
         if rows not in self.costs:
-            self.costs[rows] = _Costs(rows)
+            self.costs[rows] = RowCosts(rows)
         return self.costs[rows]
 
     def window(self, front: int, length: int) -> range:

@@ -1,0 +1,48 @@
+"""What CUDA graphs capture reads nothing of its tensors on the host: run with tensors that have no values, where that raises.
+
+(On a build without CUDA fake tensors of the device "cuda" cannot be indexed by tensors, so these are of the CPU.)
+"""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+import parallel_decode as pd
+from parallel_decode.adapters.tarflow import TarFlow
+from parallel_decode.adapters.tarflow.decoding import BlockSystem, Guidance
+from parallel_decode.cached.graphs import Graphs
+
+WINDOWS = {
+    "one position": pd.Window(range(3, 4), 2),
+    "some positions": pd.Window(range(3, 9), 2),
+    "everything": pd.Window.full(16),
+    "the first": pd.Window(range(4), 0),
+}
+
+
+@pytest.mark.parametrize("guidance", [Guidance(), Guidance(1.0), Guidance(1.0, "a", annealed=True, attn_temp=0.5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer")  # outside of what is captured
+def test_a_captured_window_reads_no_value_on_the_host(
+    dtype: torch.dtype, guidance: Guidance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("parallel_decode.adapters.tarflow.changes._unchanged", lambda module: True)  # but for the mode
+    with FakeTensorMode(), torch.no_grad():
+        torch.set_default_dtype(dtype)  # fake weights cannot be converted
+        try:
+            flow = TarFlow(1, 8, 2, 64, num_blocks=2, layers_per_block=2, num_classes=3).eval()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        z, y, graphs = torch.empty(3, 16, 4), torch.empty(3, dtype=torch.long), Graphs(capture=False)
+        for block in flow.blocks:
+            system = BlockSystem(block, z, y, guidance, graphs.storage, graphs)  # type: ignore[arg-type]
+            x = system.initial()
+            for window in WINDOWS.values():
+                assert system.evaluate(x, window).shape == (3, len(window.positions), 4)
+            assert system.weights is not None and isinstance(system.weights.layers[0], tuple), "not prepared"
+        assert graphs.runs, "nothing was captured"
+
+
+def test_reading_a_value_would_raise() -> None:
+    with FakeTensorMode(), pytest.raises(DataDependentOutputException):
+        float(torch.empty(3).sum())
