@@ -30,7 +30,7 @@ def _seconds(sample: tuple[int, float]) -> float:
 
 
 class Timings:
-    """Seconds of a pass by its number of positions: of the last samples one in the lower quarter, since what disturbs them only adds.
+    """Seconds of a pass by its number of positions: of the last samples the one at the lower eighth, since what disturbs them only adds.
 
     Between the sizes that were measured they are on a straight line.
 

@@ -8,9 +8,10 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
+
+from parallel_decode._outputs import aside
 
 MOST = 1000  # files of a kind; beyond that the oldest go
 
@@ -46,9 +47,8 @@ def remember(kind: str, key: str, value: Any) -> None:
         return
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
-            json.dump({"name": path.stem, "value": value}, file)
-        os.replace(file.name, path)
+        with aside(path) as part:
+            part.write_text(json.dumps({"name": path.stem, "value": value}))
         files = list(path.parent.iterdir())
         if len(files) > MOST:
             for old in sorted(files, key=lambda file: file.stat().st_mtime)[: len(files) - MOST]:
