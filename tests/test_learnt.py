@@ -65,6 +65,15 @@ def test_a_machine_that_is_slower_now_is_compared_with_itself(clock: Clock, fold
         assert slow.widths[0] > 1, "sequential passes took a fifth in the other process, and so did all others"
 
 
+def test_the_first_pass_tells_how_fast_all_of_it_is_now() -> None:
+    costs = _costs.Costs(256)
+    costs.restore([(1, 1.0)], [[(8, 2.0), (64, 4.0)], [(64, 5.0)]])
+    costs.add(_costs.Arm(64), 64, 20.0)
+    assert costs.sequential() == 5.0 and (costs.of(8), costs.of(64), costs.of(64, True)) == (2.0, 4.0, 5.0)
+    costs.add(_costs.Arm(1), 1, 6.0)
+    assert costs.sequential() == 5.0, "from then on it is measured as ever"
+
+
 def test_nothing_is_kept_of_systems_that_do_not_say_what_they_are_and_where_it_is_off(
     clock: Clock, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
