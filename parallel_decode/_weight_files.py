@@ -5,7 +5,7 @@ Nothing that a file names is called, and what is allocated is in proportion to t
 
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,12 @@ from parallel_decode._pickle_check import check_pickle
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def read_weights(path: Path, skip: str | None = None) -> dict[str, Tensor]:
+def read_weights(path: Path, skip: Callable[[str], bool] = lambda name: False) -> dict[str, Tensor]:
     """The tensors of a file, mapped where possible: `fill` copies them.
 
     Args:
         path: of the file; .safetensors, or another suffix for what `torch.save` wrote.
-        skip: the ending of names to leave out.
+        skip: which names to leave out.
 
     Raises:
         FileNotFoundError: there is no such file, or it is a folder, say.
@@ -41,8 +41,8 @@ def read_weights(path: Path, skip: str | None = None) -> dict[str, Tensor]:
         raise ValueError(
             f"{path} cannot be read as a checkpoint, it may be damaged or of another kind: {reason(error)}"
         ) from None
-    if isinstance(state, dict) and skip:
-        state = {name: value for name, value in state.items() if not name.endswith(skip)}
+    if isinstance(state, dict):
+        state = {name: value for name, value in state.items() if not skip(str(name))}
     check_state(state, path)
     total = sum(tensor.nbytes for tensor in state.values())
     if total > size:
@@ -72,7 +72,7 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> 
     Raises:
         ValueError: names or shapes are not the module's.
     """
-    wanted = module.state_dict()
+    wanted = module.state_dict(keep_vars=True)
     wrong = [f"{name} is missing" for name in wanted if name not in state]
     wrong += [f"{repr(name)[:60]} is unknown" for name in state if name not in wanted]
     wrong += [
@@ -84,8 +84,11 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> 
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(f"{source} does not fit this configuration: {'; '.join(wrong[:3])}{more}")
     device, form = torch.get_default_device(), torch.contiguous_format
-    copies = {name: state[name].to(device, like.dtype, copy=True, memory_format=form) for name, like in wanted.items()}
-    module.load_state_dict(copies, assign=True)
+    copies: dict[int, Tensor] = {}  # by the module's own tensor, which may have several names
+    for name, own in wanted.items():
+        if id(own) not in copies:
+            copies[id(own)] = state[name].to(device, own.dtype, copy=True, memory_format=form)
+    module.load_state_dict({name: copies[id(own)] for name, own in wanted.items()}, assign=True)
 
 
 def _usable(tensor: Any) -> bool:

@@ -9,7 +9,9 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 import parallel_decode as pd
 from parallel_decode.adapters.tarflow import TarFlow
-from parallel_decode.adapters.tarflow.decoding import BlockSystem, Guidance
+from parallel_decode.adapters.tarflow.decoding import BlockSystem
+from parallel_decode.adapters.tarflow.guidance import Guidance
+from parallel_decode.cached import KeyValueStorage
 from parallel_decode.cached.graphs import Graphs
 
 WINDOWS = {
@@ -35,7 +37,7 @@ def test_a_captured_window_reads_no_value_on_the_host(
             torch.set_default_dtype(torch.float32)
         z, y, graphs = torch.empty(3, 16, 4), torch.empty(3, dtype=torch.long), Graphs(capture=False)
         for block in flow.blocks:
-            system = BlockSystem(block, z, y, guidance, graphs.storage, graphs)  # type: ignore[arg-type]
+            system = BlockSystem(block, z, y, guidance, KeyValueStorage(), graphs)  # type: ignore[arg-type]
             x = system.initial()
             for window in WINDOWS.values():
                 assert system.evaluate(x, window).shape == (3, len(window.positions), 4)

@@ -173,7 +173,7 @@ def test_new_weights_of_a_flow_are_seen_by_captured_windows() -> None:
 
     def draw() -> Tensor:
         system: Any = made.system(noise(), y=labels(3))
-        system.graphs, system.storage = graphs, graphs.storage
+        system.graphs = graphs
         return pd.solve(system, pd.Sliding(4), tol=1e-12).value
 
     before = draw()

@@ -230,7 +230,7 @@ def test_windows_that_were_captured_before_a_module_changed_are_not_replayed() -
     def draw() -> Tensor:
         system = made.system(noise())
         assert isinstance(system, decoding.FlowSystem)
-        system.graphs, system.storage = graphs, graphs.storage
+        system.graphs = graphs
         return pd.solve(system, pd.Sliding(4)).value
 
     draw()
@@ -287,7 +287,6 @@ def test_ragged_windows_dropped_rows_guidance_and_correction_together(
         assert isinstance(system, decoding.FlowSystem)
         if captured:
             system.graphs = Graphs(capture=False)
-            system.storage = system.graphs.storage
         for _ in range(2):  # what is kept from one call to the next does not disturb the next
             for tol, atol in ((1e-12, 1e-10), (0, 1e-12)):
                 solution = pd.solve(system, schedule, tol=tol)

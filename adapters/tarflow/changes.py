@@ -15,7 +15,7 @@ from parallel_decode.cached import KeyValueStorage, Reads
 from parallel_decode.window import Window
 
 if TYPE_CHECKING:
-    from parallel_decode.adapters.tarflow.flow import TarFlow
+    from parallel_decode.adapters.tarflow.base import Flow
     from parallel_decode.adapters.tarflow.model import MetaBlock
 
 Kind = TypeVar("Kind", bound=type[nn.Module])
@@ -74,7 +74,7 @@ def _hooked(module: nn.Module) -> bool:
     )
 
 
-def check_decodable(flow: "TarFlow") -> None:
+def check_decodable(flow: "Flow") -> None:
     """Raise a ValueError if samples would not be the inverse of `forward` as it is now."""
     if _hooked(flow) or "forward" in vars(flow):
         raise ValueError(
@@ -89,7 +89,7 @@ def check_decodable(flow: "TarFlow") -> None:
             )
         block = cast("MetaBlock", block)
         with torch.autocast(flow.var.device.type, enabled=False):
-            decodable = not block.changed() or _decodes_as_forward(block, flow.var.shape[1])
+            decodable = not block.changed() or _decodes_as_forward(block)
         if not decodable:
             raise ValueError(
                 f"modules of block {index} were changed, and give a position other values when it is read by itself than among "
@@ -99,12 +99,12 @@ def check_decodable(flow: "TarFlow") -> None:
 
 
 @torch.no_grad()
-def _decodes_as_forward(block: "MetaBlock", dim: int) -> bool:
+def _decodes_as_forward(block: "MetaBlock") -> bool:
     """Whether windows of one row give what a forward over two rows gives, on a few positions of noise."""
     like, storage, size = block.pos_embed, KeyValueStorage(), min(_POSITIONS, len(block.pos_embed))
     if size < 2:  # nothing is read
         return True
-    x = torch.randn(2, size, dim, generator=torch.Generator().manual_seed(0)).to(like)
+    x = torch.randn(2, size, block.patch_dim, generator=torch.Generator().manual_seed(0)).to(like)
     x[1], x[0, size // 2 :] = 10 * x[1], 10 * x[0, size // 2 :]  # so that a range over several of them would differ
     reads = Reads(Window.full(size), size)
     whole = torch.stack(block.affine(reads.take(x), block.weights(None), reads))[:, :1]

@@ -3,20 +3,18 @@
 Shapes: B batch (twice that with guidance), L positions, D values of a patch, W positions of the window.
 """
 
-import math
 import weakref
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
-from numbers import Real
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
-from parallel_decode._options import check_kind
 from parallel_decode.adapters.tarflow.changes import check_decodable
+from parallel_decode.adapters.tarflow.guidance import Guidance
 from parallel_decode.adapters.tarflow.model import MetaBlock
 from parallel_decode.adapters.tarflow.weights import Weights
 from parallel_decode.cached import KeyValueStorage, Reads, RowReads
@@ -25,49 +23,16 @@ from parallel_decode.system import LayeredSystem, TriangularSystem
 from parallel_decode.window import Window
 
 if TYPE_CHECKING:
-    from parallel_decode.adapters.tarflow.flow import TarFlow
+    from parallel_decode.adapters.tarflow.base import Flow
 
 
-class Guidance:
-    """How conditional and unconditional predictions combine (TarFlow, section on guidance).
-
-    Attributes:
-        scale: w in a_c + w (a_c - a_u); 0 leaves the unconditional pass out.
-        what: which of "a" and "b" are guided.
-        annealed: let w rise linearly over the positions, from 0 at the first to `scale` at the last.
-        attn_temp: attention temperature of the unconditional branch.
-    """
-
-    def __init__(self, scale: float = 0.0, what: str = "ab", annealed: bool = False, attn_temp: float = 1.0) -> None:
-        for name, value in (("guidance", scale), ("attn_temp", attn_temp)):
-            check_kind(name, value, Real, "a number")
-        check_kind("guide_what", what, str, "'a', 'b', 'ab' or ''")
-        if not math.isfinite(scale) or scale < 0:
-            raise ValueError(f"guidance is {scale}, expected a finite number >= 0")
-        if set(what) - set("ab"):
-            raise ValueError(f"guide_what is {what!r}, expected 'a', 'b', 'ab' or ''")
-        if not (math.isfinite(attn_temp) and attn_temp > 0):
-            raise ValueError(f"attn_temp is {attn_temp}, expected a finite number > 0")
-        self.scale, self.what, self.annealed, self.attn_temp = scale, what, annealed, attn_temp
-
-    def __bool__(self) -> bool:
-        return self.scale > 0 and bool(self.what)
-
-    def combine(self, a: Tensor, b: Tensor, reads: Reads, length: int) -> tuple[Tensor, Tensor]:
-        """(2 B, W, D) -> (B, W, D): the conditional rows come first."""
-        (a, a_u), (b, b_u) = a.chunk(2), b.chunk(2)
-        w: float | Tensor = self.scale
-        if self.annealed:
-            positions = torch.arange(length, device=a.device).to(a)[None, :, None]
-            w = w * reads.targets(positions.expand(len(a), -1, -1)) / (length - 1)
-        return (a + w * (a - a_u) if "a" in self.what else a), (b + w * (b - b_u) if "b" in self.what else b)
-
-
-def decoding_weights(block: MetaBlock, y: Tensor | None, guidance: Guidance, batch: int, dtype: torch.dtype) -> Weights:
+def decoding_weights(
+    block: MetaBlock, y: Tensor | None, guidance: Guidance, batch: int, dtype: torch.dtype, t: Tensor | None = None
+) -> Weights:
     """A block's weights, prepared for decoding in this type; with guidance the conditional rows come first."""
-    weights = block.weights(y, dtype)
+    weights = block.weights(y, dtype, t)
     if guidance and weights.condition is not None:
-        both = weights.condition, cast(Tensor, block.condition(None))
+        both = weights.condition, cast(Tensor, block.condition(None, t))
         weights = replace(weights, condition=torch.cat([c.expand(batch, -1, -1) for c in both]))
     if guidance and guidance.attn_temp != 1:
         temperatures = weights.pos_embed.new_tensor([1.0, guidance.attn_temp])
@@ -88,16 +53,17 @@ class BlockSystem(TriangularSystem):
         guidance: Guidance,
         storage: KeyValueStorage,
         graphs: Graphs | None = None,
+        t: Tensor | None = None,
     ) -> None:
         self.block, self.z, self.y, self.guidance, self.storage = block, z, y, guidance, storage  # z: (B, L, D)
-        self.graphs = graphs
+        self.graphs, self.t = graphs, t  # t: (B, 1)
         self.of_flow: tuple[FlowSystem, int] | None = None  # what it is the layer of, and which one
         self.weights: Weights | None = None
         self.own_dtype = block.pos_embed.dtype
-        shape = (tuple(z.shape), block.pos_embed.shape[1], len(block.attn_blocks), bool(guidance))
+        shape = (tuple(z.shape), block.pos_embed.shape[1], len(block.layers), bool(guidance))
         dtype = self._dtype()
         self.cost_key = ("tarflow", *shape, dtype, z.device, graphs is not None)
-        self.gain_key = ("tarflow", weakref.ref(block), guidance.scale, guidance.what, dtype)
+        self.gain_key = ("tarflow", weakref.ref(block), guidance.scale, guidance.what, guidance.rule, dtype)
 
     @property
     def length(self) -> int:
@@ -130,8 +96,8 @@ class BlockSystem(TriangularSystem):
         if self.graphs is not None:  # they are for one batch size
             return None
         both = torch.cat([rows, rows + len(self.z)]) if self.guidance else rows
-        y = None if self.y is None else self.y[rows.to(self.y.device)]
-        subset = BlockSystem(self.block, self.z[rows], y, self.guidance, self.storage)
+        y, t = (None if given is None else given[rows.to(given.device)] for given in (self.y, self.t))
+        subset = BlockSystem(self.block, self.z[rows], y, self.guidance, self.storage, t=t)
         with torch.inference_mode():
             subset.weights = None if self.weights is None else self.weights.select(both)
             self.storage.select(both, self, subset)
@@ -142,7 +108,7 @@ class BlockSystem(TriangularSystem):
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.own_dtype
 
     def _prepared(self, dtype: torch.dtype) -> Weights:
-        return decoding_weights(self.block, self.y, self.guidance, len(self.z), dtype)
+        return decoding_weights(self.block, self.y, self.guidance, len(self.z), dtype, self.t)
 
     def _decode(self, x: Tensor, window: Window, dtype: torch.dtype) -> Tensor:
         if self.weights is None or self.weights.dtype != dtype:
@@ -170,20 +136,27 @@ class BlockSystem(TriangularSystem):
         values = reads.take(x)
         if self.guidance:
             a, b = self.block.affine(values.repeat(2, 1, 1), weights, reads.repeat(2), storage)
-            a, b = self.guidance.combine(a, b, reads, self.length)
+            scale, b = self.guidance.combine(a, b, reads, self.length)
         else:
             a, b = self.block.affine(values, weights, reads, storage)
-        return reads.complete(torch.addcmul(b, reads.targets(z), a.exp()), z).to(x.dtype)
+            scale = a.exp()
+        return reads.complete(torch.addcmul(b, reads.targets(z), scale), z).to(x.dtype)
 
 
 class FlowSystem(LayeredSystem):
     """Sampling: the inverses of the blocks, the last block first."""
 
     def __init__(
-        self, flow: "TarFlow", z: Tensor, y: Tensor | None, guidance: Guidance, graphs: Graphs | None = None
+        self,
+        flow: "Flow",
+        z: Tensor,
+        y: Tensor | None,
+        guidance: Guidance,
+        graphs: Graphs | None = None,
+        t: Tensor | None = None,
     ) -> None:
-        self.flow, self.z, self.y, self.guidance, self.graphs = flow, z, y, guidance, graphs
-        self.storage = KeyValueStorage() if graphs is None else graphs.storage
+        self.flow, self.z, self.y, self.guidance, self.graphs, self.t = flow, z, y, guidance, graphs, t
+        self.storage = KeyValueStorage()
 
     @property
     def depth(self) -> int:
@@ -198,18 +171,28 @@ class FlowSystem(LayeredSystem):
         device = self.z.device
         low = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else self.flow.var.dtype
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        guidance = self.guidance.scale
-        return {"model": self._model, "device": name, "dtype": str(low), "batch": len(self.z), "guidance": guidance}
+        of_call: dict[str, str | int | float] = {"device": name, "dtype": str(low), "batch": len(self.z)}
+        return {"model": self._model, **of_call, **self.guidance.identity}
 
     def _block(self, index: int) -> MetaBlock:
         return self.flow.blocks[self.depth - 1 - index]  # type: ignore[return-value]
 
+    def _storage(self, block: MetaBlock, guidance: Guidance) -> KeyValueStorage:
+        """One for all blocks, which it fits; where windows are captured its addresses stay, so there is one for each shape."""
+        if self.graphs is None:
+            return self.storage
+        return self.graphs.first(("storage", block.pos_embed.shape, bool(guidance)), KeyValueStorage())
+
     def layer(self, index: int, value: Tensor | None) -> BlockSystem:
         if value is None:  # a solve begins
             check_decodable(self.flow)
-        x = self.z * self.flow.var.sqrt().to(self.z) if value is None else self._block(index - 1).permuted(value)
-        block = self._block(index)
-        system = BlockSystem(block, block.permuted(x), self.y, self.guidance, self.storage, self.graphs)
+            x = self.z * self.flow.var.sqrt().to(self.z)
+        else:
+            at = self.depth - index
+            x = self.flow.repatched(self._block(index - 1).permuted(value), at, at - 1)
+        block, guidance = self._block(index), self.guidance.of_layer(index)
+        storage = self._storage(block, guidance)
+        system = BlockSystem(block, block.permuted(x), self.y, guidance, storage, self.graphs, self.t)
         system.of_flow = self, index
         return system
 

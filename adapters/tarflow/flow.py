@@ -1,41 +1,20 @@
 """The flow: density, sampling, checkpoints."""
 
-import inspect
-import math
-import os
-import warnings
-from dataclasses import replace
+from collections.abc import Mapping
 from importlib.resources import as_file, files
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin, snapshot_download
-from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
 
-from parallel_decode._fingerprint import fingerprint
-from parallel_decode._weight_files import fill, read_weights
 from parallel_decode.adapters.tarflow import checkpoint
-from parallel_decode.adapters.tarflow.decoding import FlowSystem, Guidance
-from parallel_decode.adapters.tarflow.inputs import Labels, as_labels, check_floats, labels_of, standard_normal
+from parallel_decode.adapters.tarflow.base import Flow, native
+from parallel_decode.adapters.tarflow.guidance import Guidance
+from parallel_decode.adapters.tarflow.inputs import Labels, check_floats, labels_of
 from parallel_decode.adapters.tarflow.model import MetaBlock
-from parallel_decode.cached.graphs import graphs_of
-from parallel_decode.schedules import Schedule
-from parallel_decode.selective import Selective
-from parallel_decode.solution import Solution
-from parallel_decode.solver import solve
 from parallel_decode.system import LayeredSystem
 
 
-def _fixed(name: str) -> Any:
-    """An argument that the weights depend on: to be read and not to be set."""
-    return property(lambda flow: getattr(flow._hub_mixin_config, name))
-
-
-class TarFlow(nn.Module, PyTorchModelHubMixin):
+class TarFlow(Flow):
     """A TarFlow over images.
 
     Args:
@@ -64,12 +43,7 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
         torch.Size([2, 1, 8, 8])
     """
 
-    var: Tensor
-    in_channels: int = _fixed("in_channels")
-    img_size: int = _fixed("img_size")
-    patch_size: int = _fixed("patch_size")
-    nvp: bool = _fixed("nvp")
-    num_classes: int = _fixed("num_classes")
+    Config = checkpoint.Config
 
     def __init__(
         self,
@@ -85,29 +59,20 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
     ) -> None:
         super().__init__()
         given = in_channels, img_size, patch_size, channels, num_blocks, layers_per_block, nvp, num_classes, noise_std
-        self._hub_mixin_config: Any = checkpoint.Config(*map(_native, given))  # what `save_pretrained` writes
+        self._configure(checkpoint.Config(*map(native, given)))
         length, dim = (img_size // patch_size) ** 2, in_channels * patch_size**2
         self.blocks = nn.ModuleList(
             MetaBlock(dim, channels, length, layers_per_block, i % 2 == 1, nvp, num_classes) for i in range(num_blocks)
         )
-        self.register_buffer("var", torch.ones(length, dim))  # of z: learned where the blocks only shift
-        self.register_load_state_dict_pre_hook(_without_masks)  # type: ignore[no-untyped-call]
+        self._finish()
 
     @property
-    def noise_std(self) -> float | None:
-        return self._hub_mixin_config.noise_std  # type: ignore[no-any-return]
+    def patch_size(self) -> int:
+        return self._hub_mixin_config.patch_size  # type: ignore[no-any-return]
 
-    @noise_std.setter
-    def noise_std(self, value: float | None) -> None:
-        self._hub_mixin_config = replace(self._hub_mixin_config, noise_std=_native(value))
-
-    def patchify(self, x: Tensor) -> Tensor:
-        """Images (B, in_channels, img_size, img_size) to patches (B, L, D)."""
-        return F.unfold(x, self.patch_size, stride=self.patch_size).transpose(1, 2)
-
-    def unpatchify(self, x: Tensor) -> Tensor:
-        """Patches (B, L, D) to images (B, in_channels, img_size, img_size)."""
-        return F.fold(x.transpose(1, 2), (self.img_size, self.img_size), self.patch_size, stride=self.patch_size)
+    @property
+    def patch_sizes(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (self.patch_size,) * len(self.blocks)
 
     def forward(self, x: Tensor, y: Labels | None = None) -> tuple[Tensor, Tensor]:
         """Images to noise.
@@ -125,18 +90,7 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
         """
         check_floats("x", x, (self.in_channels, self.img_size, self.img_size), self.var.device)
         y = labels_of(y, len(x), self.num_classes, x.device)
-        x = self.patchify(x)
-        logdet = x.new_zeros(x.shape[0])
-        for block in self.blocks:
-            x, term = block(x, y)
-            logdet = logdet + term
-        return x, logdet
-
-    def log_prob(self, x: Tensor, y: Labels | None = None) -> Tensor:
-        """Log-density of images in nats, shape (B,): z is normal with variance `var`."""
-        z, logdet = self(x, y)
-        normal: Tensor = 0.5 * (z.square() / self.var + self.var.log() + math.log(2 * math.pi)).sum((1, 2))
-        return logdet - normal  # type: ignore[no-any-return]
+        return self._encoded(x, y)
 
     def system(
         self,
@@ -165,108 +119,7 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
             TypeError: z is no tensor.
             ValueError: z or y of another shape or range than this flow's, or z not finite.
         """
-        check_floats("z", z, tuple(self.var.shape), self.var.device)
-        if z.is_meta:
-            raise ValueError("the flow is on the meta device, which holds no values: load its weights before sampling")
-        if not z.isfinite().all():
-            raise ValueError("z holds values that are not finite, expected noise")
-        z = z.to(torch.promote_types(torch.promote_types(z.dtype, self.var.dtype), torch.float32))
-        y = labels_of(y, len(z), self.num_classes, z.device)
-        guide = Guidance(guidance, guide_what, annealed_guidance, attn_temp)
-        graphs = None
-        if compile and z.is_cuda and not any(block.changed() for block in self.blocks):  # type: ignore[operator]
-            autocast = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
-            options = guidance, guide_what, annealed_guidance, attn_temp
-            graphs = graphs_of(self, (z.shape, z.dtype, z.device, y is None, autocast, options))
-        return FlowSystem(self, z, y, guide, graphs)
-
-    def example(
-        self, batch_size: int, *, y: Labels | None = None, generator: torch.Generator | None = None, **options: Any
-    ) -> LayeredSystem:
-        """A system such as `sample` solves, for `pd.calibrate`: noise of its own, and all classes in turn.
-
-        Args:
-            batch_size: B.
-            y: classes, shape (B,), or one for all.
-            generator: for the noise; one with a fixed seed by default.
-            options: see `system`.
-        """
-        generator = torch.Generator(self.var.device).manual_seed(0) if generator is None else generator
-        z = standard_normal(batch_size, self.var, generator)
-        if y is None and self.num_classes:
-            y = torch.arange(batch_size) % self.num_classes
-        return self.system(z, y=y, **options)
-
-    def fingerprint(self) -> str:
-        """What a plan knows the flow by: a hash of the names and shapes of the weights, and of some of their values."""
-        return fingerprint(self)
-
-    def sample(
-        self,
-        n: int | None = None,
-        *,
-        z: Tensor | None = None,
-        y: Labels | None = None,
-        schedule: Schedule | Selective | str = "auto",
-        tol: float | None = None,
-        denoise: bool = False,
-        generator: torch.Generator | None = None,
-        progress: bool = False,
-        return_solution: bool = False,
-        differentiable: bool = False,
-        **options: Any,
-    ) -> Tensor | tuple[Tensor, Solution]:
-        """Draw images.
-
-        Args:
-            n: how many, at least 1; may be left out where z or a list of classes says it.
-            z: the noise to start from, shape (B, L, D); drawn from a standard normal by default.
-            y: classes, shape (B,), or one for all; negative or None for the unconditional branch.
-            schedule: see `pd.solve`; a name, a schedule, or a `pd.Plan`. The default finds the fastest as it runs.
-            tol: see `pd.solve`; under bfloat16 or float16 the default is half the machine epsilon of that type.
-            denoise: take one gradient step of the log-likelihood, which removes the noise of training; needs `noise_std`.
-            generator: for the noise.
-            progress: show a bar.
-            return_solution: also return the `pd.Solution`.
-            differentiable: let the images have gradients with respect to z and the parameters, see `pd.solve`; not together with
-                `denoise`.
-            options: `guidance`, `compile` and others, see `system`.
-
-        Returns:
-            images, shape (B, in_channels, img_size, img_size), on the scale that the flow was trained on; with
-            `return_solution` also the solution (whose value is not denoised).
-
-        Raises:
-            TypeError: an argument is of the wrong kind.
-            ValueError: arguments that contradict one another or do not fit this flow, or modules that were changed so that they
-                cannot be decoded.
-        """
-        labels = as_labels(y)
-        if z is not None:
-            check_floats("z", z, tuple(self.var.shape), self.var.device)
-        rows = {len(t) for t in (z, labels) if t is not None and t.dim()} | ({n} if n is not None else set())
-        if len(rows) != 1:
-            raise ValueError(f"n={n}, z and y ask for {sorted(rows) or 'no number of'} samples, expected one number")
-        if denoise:
-            self._check_denoising()
-        if denoise and differentiable:
-            raise ValueError(
-                "denoise takes a gradient step, which differentiable=True cannot follow: leave out one of them"
-            )
-        if z is None:
-            z = standard_normal(rows.pop(), self.var, generator)
-        system = self.system(z, y=labels, **options)
-        if tol is None:
-            tol = _low_precision_tol(self.var)
-        solution = solve(system, schedule, tol=tol, progress=progress, differentiable=differentiable)
-        images = self.denoised(solution.value, labels) if denoise else solution.value
-        told = [
-            return_solution and not status.succeeded for status in solution.status
-        ]  # to the caller, by the solution
-        finite = images.flatten(1).isfinite().all(1).tolist()
-        if bad := [row for row in range(len(z)) if not (finite[row] or told[row])]:
-            warnings.warn(f"images {bad} of {len(z)} are not finite: draw them from another z", stacklevel=2)
-        return (images, solution) if return_solution else images
+        return self._system(z, y, Guidance(guidance, guide_what, annealed_guidance, attn_temp), compile)
 
     def denoised(self, x: Tensor, y: Labels | None = None) -> Tensor:
         """x + noise_std^2 grad log p(x): the mean of the clean image given the noisy one, if p is right (Tweedie).
@@ -279,92 +132,22 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
             TypeError: x is no tensor.
             ValueError: x or y does not fit this flow, or the flow does not know the `noise_std` of its training.
         """
-        variance = self._check_denoising()
-        check_floats("x", x, (self.in_channels, self.img_size, self.img_size), self.var.device)
-        with torch.inference_mode(False), torch.enable_grad():
-            x = x.detach().clone().requires_grad_()  # a tensor of inference mode has no gradient, its clone has
-            (score,) = torch.autograd.grad(self.log_prob(x, y).sum(), x)
-        return x.detach() + variance * score
+        return self._stepped(x, self._variance(), y)
 
-    def _check_denoising(self) -> float:
-        """The variance of the noise."""
+    def _variance(self) -> float:
+        """Of the noise of training."""
         if self.noise_std is None:
             raise ValueError(
                 "denoising needs the standard deviation of the training noise: pass noise_std= to the flow"
             )
-        if any(tensor.is_inference() for tensor in (*self.parameters(), *self.buffers())):
-            raise ValueError(
-                "denoising needs a gradient, and the flow's weights were made in torch.inference_mode(): load it outside"
-            )
+        super()._check_denoising({})
         return self.noise_std * self.noise_std
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        force_download: bool = False,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        revision: str | None = None,
-        **config: Any,
-    ) -> "TarFlow":
-        """A flow from a folder that `save_pretrained` wrote, or from a repository of the Hugging Face Hub.
+    def _check_denoising(self, options: Mapping[str, Any]) -> None:
+        self._variance()
 
-        Args:
-            pretrained_model_name_or_path: the folder, or the name of a repository.
-            force_download, token, cache_dir, local_files_only, revision: see `huggingface_hub.snapshot_download`.
-            config: arguments of `TarFlow`.
-
-        Raises:
-            FileNotFoundError: nothing is there.
-            ValueError: see `from_checkpoint`.
-        """
-        name = pretrained_model_name_or_path
-        if not os.path.lexists(name):
-            try:
-                name = snapshot_download(
-                    str(name),
-                    allow_patterns=["config.json", "model.safetensors"],
-                    force_download=force_download,
-                    token=token,
-                    cache_dir=cache_dir,
-                    local_files_only=local_files_only,
-                    revision=revision,
-                )
-            except HFValidationError:
-                raise FileNotFoundError(f"{name} does not exist, and is no name of a repository of the Hub") from None
-        return cls.from_checkpoint(name, **config)
-
-    @classmethod
-    def from_checkpoint(cls, path: str | Path, **config: Any) -> "TarFlow":
-        """A flow from a file of weights, such as Apple's, or from a folder that `save_pretrained` wrote.
-
-        Args:
-            path: a .pth or .safetensors file, or a folder.
-            config: arguments of `TarFlow`; what is left out is read off the weights. They leave open how many channels an image
-                has: 3 are assumed if a patch of 3 channels would be square, else 1; pass `in_channels` for others.
-
-        Raises:
-            FileNotFoundError: nothing is there.
-            ValueError: the file is damaged, or holds something else than a TarFlow, or one of another configuration.
-                Weights that are not finite are loaded; images drawn with them are not finite, of which `sample` warns.
-        """
-        path = Path(path)
-        if os.path.isdir(path):  # Path.is_dir raises where a name is too long
-            config = checkpoint.folder_config(path, set(inspect.signature(cls.__init__).parameters) - {"self"}) | config
-            path = path / "model.safetensors"
-        if not os.path.isfile(path):
-            raise FileNotFoundError(
-                f"{path} does not exist: give a .pth or .safetensors file, or a folder that holds one"
-            )
-        state = read_weights(path, skip=".attn_mask")
-        config = checkpoint.config(state, config, path)
-        with torch.device("meta"):
-            flow = cls(**config)
-        fill(flow, state, path)
-        return flow.eval()
+    def _clean(self, x: Tensor, y: Tensor | None, options: Mapping[str, Any]) -> Tensor:
+        return self.denoised(x, y)
 
 
 def digits() -> TarFlow:
@@ -380,20 +163,3 @@ def digits() -> TarFlow:
     """
     with as_file(files("parallel_decode.adapters.tarflow") / "assets" / "digits") as folder:
         return TarFlow.from_checkpoint(folder)
-
-
-def _native(value: Any) -> Any:
-    """Numbers of numpy as Python's, which JSON can hold."""
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _without_masks(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    for key in [key for key in state if key.startswith(prefix) and key.endswith(".attn_mask")]:
-        del state[key]
-
-
-def _low_precision_tol(like: Tensor) -> float | None:
-    """The unit roundoff: with twice that, images are half as far again from float32 as sequential ones are (docs/performance.md)."""
-    device = like.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
-    return torch.finfo(dtype).eps / 2 if dtype in (torch.bfloat16, torch.float16) else None

@@ -15,7 +15,7 @@ from parallel_decode._options import check_at_least_one
 
 Labels = Tensor | Sequence[int] | NDArray[Any] | int
 _INTEGERS = tuple(getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64))
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def as_labels(y: Labels | None) -> Tensor | None:
@@ -54,23 +54,23 @@ def labels_of(y: Labels | None, batch: int, num_classes: int, device: torch.devi
         )
     if labels.is_meta and device.type != "meta":
         raise ValueError(f"y is on the meta device, which holds no values, and the flow on {device}")
-    if labels.numel() and _readable(labels) and (largest := int(labels.max())) >= num_classes:
+    if labels.numel() and readable(labels) and (largest := int(labels.max())) >= num_classes:
         raise ValueError(f"y holds class {largest}, expected numbers below {num_classes}, or negative for none")
     return labels.to(device).expand(batch)
 
 
-def _readable(labels: Tensor) -> bool:
+def readable(value: Tensor) -> bool:
     """Whether values may be looked at: not while functions of them are transformed, compiled or captured."""
-    if labels.is_meta or torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+    if value.is_meta or torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
         return False
-    return not (labels.is_cuda and torch.cuda.is_current_stream_capturing())
+    return not (value.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def check_floats(name: str, value: Any, shape: tuple[int, ...], device: torch.device) -> None:
     """Raise unless it is a tensor of floats, (B, *shape), on the device of the flow."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} is a {type(value).__name__}, expected a tensor of shape {_batch(shape)}")
-    if value.shape[1:] != shape or value.dim() != len(shape) + 1 or value.dtype not in _FLOATS:
+    if value.shape[1:] != shape or value.dim() != len(shape) + 1 or value.dtype not in FLOATS:
         raise ValueError(
             f"{name} is {value.dtype} of shape {tuple(value.shape)}, expected floats of shape {_batch(shape)}"
         )

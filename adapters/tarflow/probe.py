@@ -4,16 +4,18 @@ Shapes: B batch, L positions, D values of a position.
 """
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from parallel_decode.adapters.tarflow.base import Flow
 from parallel_decode.adapters.tarflow.decoding import BlockSystem
-from parallel_decode.adapters.tarflow.flow import TarFlow
 from parallel_decode.cached import Reads
 from parallel_decode.schedules import Jacobi, Sliding
 from parallel_decode.solver import solve
@@ -62,7 +64,7 @@ class Probe:
 
 @torch.no_grad()
 def probe(
-    flow: TarFlow,
+    flow: Flow,
     n: int = 8,
     *,
     y: Tensor | None = None,
@@ -70,6 +72,7 @@ def probe(
     hidden: Sequence[int] = (1, 2, 5),
     lags: Sequence[int] | None = None,
     positions: int = 16,
+    **options: Any,
 ) -> Probe:
     """Draw images, and look at how each block came to its part of them.
 
@@ -81,6 +84,7 @@ def probe(
         hidden: how many of the nearest predecessors are hidden from attention, in turn.
         lags: of the Jacobian; 1 to 4, and around one and two rows of patches, by default.
         positions: how many positions the mean Jacobian is taken over, evenly spaced.
+        options: of sampling, see the flow's `system`.
 
     Raises:
         ValueError: a number is out of its range.
@@ -96,14 +100,15 @@ def probe(
         >>> len(found.blocks), found.blocks[0].redundancy[1][1] < 1e-5  # a new flow is nearly the identity
         (2, True)
     """
-    length, side = len(flow.var), flow.img_size // flow.patch_size
+    length = min(len(block.pos_embed) for block in flow.blocks)  # type: ignore[arg-type]
+    side = math.isqrt(length)
     near = [1, 2, 3, 4, side - 1, side, side + 1, 2 * side]
     lags = sorted({lag for lag in near if 1 <= lag < length}) if lags is None else list(lags)
     if n < 1 or positions < 1:
         raise ValueError(f"n is {n} and positions {positions}, expected at least 1 each")
     if any(not 1 <= o < length for o in (*hidden, *lags)):
         raise ValueError(f"hidden is {list(hidden)} and lags {lags}, expected numbers from 1 to {length - 1}")
-    system = flow.example(n, y=y, generator=generator)
+    system = flow.example(n, y=y, generator=generator, **options)
     blocks: list[BlockProbe] = []
 
     def probe_layer(index: int, make: Callable[[], TriangularSystem]) -> Tensor:
@@ -181,7 +186,7 @@ class Masked(TriangularSystem):
     """
 
     def __init__(self, layer: BlockSystem, hidden: int) -> None:
-        self.z, self.block, self.weights = layer.z, layer.block, layer.block.weights(layer.y)
+        self.z, self.block, self.weights = layer.z, layer.block, layer.block.weights(layer.y, t=layer.t)
         self.reads = Reads(Window.full(layer.length), layer.length)
         key = torch.arange(self.reads.size, device=layer.z.device)
         query = key[:, None]

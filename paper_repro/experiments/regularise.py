@@ -13,7 +13,8 @@ from paper_repro.experiments.training import look
 from paper_repro.setup import Setup, small
 from paper_repro.train import train
 from parallel_decode.adapters.tarflow import TarFlow
-from parallel_decode.adapters.tarflow.decoding import BlockSystem, Guidance
+from parallel_decode.adapters.tarflow.decoding import BlockSystem
+from parallel_decode.adapters.tarflow.guidance import Guidance
 from parallel_decode.cached import KeyValueStorage
 from parallel_decode.window import Window
 

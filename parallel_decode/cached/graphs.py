@@ -15,7 +15,6 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from parallel_decode.cached.storage import KeyValueStorage
 from parallel_decode.window import Window
 
 Made = TypeVar("Made")
@@ -26,24 +25,21 @@ class Graphs:
 
     Args:
         capture: whether to capture; if not, the functions run as they are.
-
-    Attributes:
-        storage: keys and values, at addresses that stay.
     """
 
     def __init__(self, capture: bool = True) -> None:
         self.capture = capture
         self.pool = torch.cuda.graph_pool_handle() if capture else None
-        self.storage = KeyValueStorage()
         self.kept: dict[Hashable, Tensor] = {}
         self.made: dict[Hashable, Any] = {}
         self.runs: dict[Hashable, Callable[[Tensor, Tensor], Tensor]] = {}
 
     def keep(self, name: Hashable, value: Tensor) -> Tensor:
-        """The value, at an address of its own that stays the same for this name."""
-        if name not in self.kept:
-            self.kept[name] = torch.empty_like(value, memory_format=torch.contiguous_format)
-        return self.kept[name].copy_(value)
+        """The value, at an address of its own that stays the same for this name and shape."""
+        key = name, value.shape
+        if key not in self.kept:
+            self.kept[key] = torch.empty_like(value, memory_format=torch.contiguous_format)
+        return self.kept[key].copy_(value)
 
     def first(self, name: Hashable, value: Made) -> Made:
         """The first value that came under this name."""
