@@ -184,6 +184,17 @@ def test_rows_that_remain_take_the_cache_along() -> None:
     assert [layer[:, 0, 0, 0, 0].tolist() for layer in storage.kv] == [[2, 0], [2, 0]]
 
 
+def test_rows_that_remain_may_be_of_fewer_layers_than_an_owner_before_had() -> None:
+    """Whose deeper layers hold rows of another batch."""
+    storage, reads = KeyValueStorage(), Reads(pd.Window.full(3), 3)
+    for owner, layers, rows in (("deep", 2, 1), ("shallow", 1, 4)):
+        storage.claim(owner, inputs=3)
+        for layer in range(layers):
+            storage.update(layer, torch.ones(rows, 2, 2, 1, 4), reads)
+    storage.select(torch.tensor([1, 3]), "shallow", "subset")
+    assert [len(kv) for kv in storage.kv] == [2, 1]
+
+
 # the worked example
 
 

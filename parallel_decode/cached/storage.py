@@ -30,7 +30,7 @@ class KeyValueStorage:
         self._layers: list[tuple[Tensor, Tensor, Tensor]] = []  # all of it, and views: keys and values (B, H, N, D)
         self._owner: object = None
         self._claim: Claim | None = None
-        self._inputs = self._known = self._written = 0
+        self._inputs = self._known = self._written = self._used = 0
 
     @property
     def kv(self) -> list[Tensor]:
@@ -54,7 +54,7 @@ class KeyValueStorage:
         if self._owner is not owner or self._claim is not claim or self._inputs != inputs:
             for layer in self.kv:
                 layer.zero_()
-            self._owner, self._claim, self._inputs, self._written = owner, claim, inputs, 0
+            self._owner, self._claim, self._inputs, self._written, self._used = owner, claim, inputs, 0, 0
         self._known = self._written
         return self._known
 
@@ -83,6 +83,7 @@ class KeyValueStorage:
             )
         if not self._known:
             self._fit(layer, kv)
+        self._used = max(self._used, layer + 1)
         held, keys, values = self._layers[layer]
         if kv.shape[0] != held.shape[0] or kv.dtype != held.dtype:
             raise RuntimeError(
@@ -105,7 +106,7 @@ class KeyValueStorage:
     def select(self, rows: Tensor, owner: object, subset: object) -> None:
         """Only these rows of the batch from now on, for another system, if the content is the owner's."""
         if self._owner is owner:
-            for layer, kv in enumerate(self.kv):
+            for layer, kv in enumerate(self.kv[: self._used]):  # an owner before may have had more
                 self._set(layer, kv[rows])
             self._owner = subset
 
