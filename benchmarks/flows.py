@@ -1,8 +1,8 @@
-"""`parallel-decode bench`, and other people's samplers beside it: schedules, approximate rules and peers on a trained TarFlow.
+"""`parallel-decode bench`, and other people's samplers beside it: schedules, approximate rules and peers on a trained TarFlow or iTARFlow.
 
-    python benchmarks/flows.py [--peer-tarflow DIR] [--peer-gs-jacobi DIR] [--gs-guesses 0] [options of parallel-decode bench]
+    python benchmarks/flows.py [--peer-tarflow DIR | --peer-itarflow DIR] [--peer-gs-jacobi DIR] [--gs-guesses 0] [options of parallel-decode bench]
 
-DIR is a checkout of Apple's ml-tarflow, or of GS-Jacobi_for_TarFlow; this runs its Python code. Everything else is as
+DIR is a checkout of Apple's ml-tarflow or ml-itarflow, or of GS-Jacobi_for_TarFlow; this runs its Python code. Everything else is as
 `parallel-decode bench --help` has it: the digits that come with the package, on the CPU, by default.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import peers
 import typer
 
-from parallel_decode.adapters.tarflow import TarFlow
+from parallel_decode.adapters.tarflow.base import Flow
 from parallel_decode.adapters.tarflow.bench.command import command, numbers
 from parallel_decode.adapters.tarflow.bench.measure import Method
 
@@ -24,15 +24,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--peer-tarflow", type=Path)
+    parser.add_argument("--peer-itarflow", type=Path)
     parser.add_argument("--peer-gs-jacobi", type=Path)
     parser.add_argument(
         "--gs-guesses", default="0", help="for GS-Jacobi's code, of each block: start from 0 = z, 1 = zeros"
     )
     options, rest = parser.parse_known_args()
 
-    def others(flow: TarFlow, segments: Sequence[int], caps: Sequence[int]) -> Mapping[str, Method]:
+    def others(flow: Flow, segments: Sequence[int], caps: Sequence[int]) -> Mapping[str, Method]:
         guesses = numbers("--gs-guesses", options.gs_guesses, 0)
-        return peers.methods(flow, options.peer_tarflow, options.peer_gs_jacobi, segments, caps, guesses)
+        gs, iterative = options.peer_gs_jacobi, options.peer_itarflow
+        return peers.methods(flow, options.peer_tarflow, gs, segments, caps, guesses, iterative)
 
     sys.argv[1:] = rest
     typer.run(command(others))

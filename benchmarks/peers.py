@@ -6,24 +6,29 @@ Loading a checkout runs its Python code.
 import importlib.util
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from parallel_decode.adapters.itarflow import ITarFlow
 from parallel_decode.adapters.tarflow import TarFlow
+from parallel_decode.adapters.tarflow.base import Flow
 from parallel_decode.adapters.tarflow.bench.measure import Method, Outcome
 from parallel_decode.adapters.tarflow.bench.suite import APPLE, spread
 
 
 def methods(
-    flow: TarFlow,
+    flow: Flow,
     apple: Path | None,
     gs: Path | None,
     segments: Sequence[int],
     caps: Sequence[int],
     guesses: Sequence[int] = (0,),
+    iterative: Path | None = None,
 ) -> dict[str, Method]:
     """The samplers of the checkouts that were given.
 
@@ -32,11 +37,18 @@ def methods(
         apple: a checkout of Apple's ml-tarflow.
         gs: a checkout of GS-Jacobi_for_TarFlow.
         segments, caps, guesses: see `gs_jacobi`; the last of each serves all blocks that remain.
+        iterative: a checkout of Apple's ml-itarflow.
 
     Raises:
         ValueError: a folder is not such a checkout, or does not take this flow.
     """
     named: dict[str, Method] = {}
+    if iterative is not None:
+        if not isinstance(flow, ITarFlow):
+            raise ValueError("ml-itarflow draws from iTARFlows, and this is a TarFlow: give --peer-tarflow")
+        named[APPLE] = itarflow(iterative, flow)
+    if (apple or gs) is not None and not isinstance(flow, TarFlow):
+        raise ValueError("ml-tarflow and GS-Jacobi's code draw from TarFlows, and this is none: give --peer-itarflow")
     if apple is not None:
         named[APPLE] = tarflow(apple, flow)
     if gs is not None:
@@ -50,13 +62,37 @@ def tarflow(folder: Path, flow: TarFlow) -> Method:
     Raises:
         ValueError: `folder` holds no `transformer_flow.py`, or one whose `Model` does not take this flow's weights.
     """
-    model = _model(folder, "transformer_flow.py", "Apple's ml-tarflow", flow, nvp=flow.nvp)
+    model = _model(folder, "transformer_flow.py", "Apple's ml-tarflow", flow, **_sizes(flow), nvp=flow.nvp)
 
     @torch.no_grad()
     def reverse(z: Tensor, y: Tensor | None) -> Outcome:
         return Outcome(model.reverse(z.clone(), y))  # type: ignore[operator]
 
     return reverse
+
+
+def itarflow(folder: Path, flow: ITarFlow) -> Method:
+    """The same of Apple's ml-itarflow (github.com/apple/ml-itarflow), at the flow's `noise_std`.
+
+    Raises:
+        ValueError: see `tarflow`; or the flow has no `noise_std`.
+    """
+    level, model = flow.noise_std, itarflow_model(folder, flow)
+    if level is None:
+        raise ValueError("the flow does not know the noise level to draw at: pass --noise-std")
+
+    @torch.no_grad()
+    def reverse(z: Tensor, y: Tensor | None) -> Outcome:
+        return Outcome(model.reverse(z.clone(), y, t=torch.full_like(z[:, :1, 0], level)))  # type: ignore[operator]
+
+    return reverse
+
+
+def itarflow_model(folder: Path, flow: ITarFlow) -> nn.Module:
+    """The `Model` of a checkout of ml-itarflow, with the flow's sizes and weights."""
+    config = {name: value for name, value in asdict(flow._hub_mixin_config).items() if name != "noise_std"}
+    lists = {name: list(value) for name, value in config.items() if isinstance(value, (list, tuple))}
+    return _model(folder, "transformer_flow.py", "Apple's ml-itarflow", flow, **(config | lists))
 
 
 def gs_jacobi(
@@ -75,7 +111,7 @@ def gs_jacobi(
     """
     if not flow.nvp:
         raise ValueError("GS-Jacobi's code knows only flows that scale, and this one only shifts (nvp=False)")
-    model = _model(folder, "GS_Jacobi_sampling.py", "GS-Jacobi_for_TarFlow", flow)
+    model = _model(folder, "GS_Jacobi_sampling.py", "GS-Jacobi_for_TarFlow", flow, **_sizes(flow))
     lists = {"num_GS_list": list(segments), "max_jacobi_list": list(caps), "guess_list": list(guesses)}
 
     @torch.no_grad()
@@ -85,28 +121,33 @@ def gs_jacobi(
     return reverse
 
 
-def _model(folder: Path, name: str, what: str, flow: TarFlow, **more: bool) -> nn.Module:
+def _sizes(flow: TarFlow) -> dict[str, int]:
+    state = flow.state_dict()
+    return {
+        "in_channels": flow.in_channels,
+        "img_size": flow.img_size,
+        "patch_size": flow.patch_size,
+        "channels": len(state["blocks.0.proj_in.weight"]),
+        "num_blocks": len(flow.blocks),
+        "layers_per_block": len({key.split(".")[3] for key in state if key.startswith("blocks.0.attn_blocks.")}),
+        "num_classes": flow.num_classes,
+    }
+
+
+def _model(folder: Path, name: str, what: str, flow: Flow, **arguments: Any) -> nn.Module:
     """The `Model` of a checkout, with the flow's sizes and weights."""
     module = _module(folder / name, what)
     if not hasattr(module, "Model"):
         raise ValueError(f"{folder / name} has no class Model: expected the file of {what}")
     state = flow.state_dict()
-    layers = {key.split(".")[3] for key in state if key.startswith("blocks.0.attn_blocks.")}
     try:
-        model = module.Model(
-            in_channels=flow.in_channels,
-            img_size=flow.img_size,
-            patch_size=flow.patch_size,
-            channels=len(state["blocks.0.proj_in.weight"]),
-            num_blocks=len(flow.blocks),
-            layers_per_block=len(layers),
-            num_classes=flow.num_classes,
-            **more,
-        )
-        missing, unexpected = model.load_state_dict(state, strict=False)
+        model = module.Model(**arguments)
+        own = model.state_dict()
+        model.load_state_dict(state, strict=False)  # which may not say what it left out
     except (TypeError, RuntimeError) as error:
         raise ValueError(f"the Model of {folder / name} does not take this flow: {error}") from error
-    foreign = [key for key in missing if not key.endswith(".attn_mask")] + list(unexpected)
+    missing, unexpected = [key for key in own if key not in state], [key for key in state if key not in own]
+    foreign = [key for key in missing if not key.endswith(".attn_mask")] + unexpected
     if foreign:
         raise ValueError(f"the Model of {folder / name} has other parameters than this flow: {', '.join(foreign[:4])}")
     return model.to(flow.var.device, flow.var.dtype).eval()  # type: ignore[no-any-return]

@@ -1,5 +1,7 @@
 """The iTARFlow adapter against its plain definition, its contract, and the format of Apple's checkpoints."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,18 +9,23 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from typer.testing import CliRunner
 
 import parallel_decode as pd
+from benchmarks import peers
 from parallel_decode.adapters.itarflow import ITarFlow
+from parallel_decode.adapters.itarflow.load import load
 from parallel_decode.adapters.tarflow import TarFlow, base
 from parallel_decode.adapters.tarflow.decoding import FlowSystem
 from parallel_decode.adapters.tarflow.probe import probe
 from parallel_decode.cached.graphs import Graphs
+from parallel_decode.cli import app
 from parallel_decode.testing import check_system
 from tests import itarflow_reference as reference
 from tests.flows import flow as tarflow
 from tests.systems import SCHEDULES
 
+ROOT = Path(__file__).parents[1]
 CONFIGS: dict[str, dict[str, Any]] = {
     "deep": dict(patch_sizes=[2], channels=[64], num_blocks=2, layers_per_block=[1, 3], num_classes=3),
     "patches": dict(patch_sizes=[2, 4, 2], channels=[64, 128, 64], num_blocks=3, layers_per_block=[1], num_classes=3),
@@ -453,3 +460,68 @@ def test_bad_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     save_file(state, tmp_path / "good.safetensors")
     with pytest.raises(ValueError, match="does not fit this configuration"):
         TarFlow.from_checkpoint(tmp_path / "good.safetensors")
+
+
+# commands, and peers
+
+PEER = """
+import torch
+import parallel_decode as pd
+from parallel_decode.adapters.itarflow import ITarFlow
+
+class Model(ITarFlow):
+    def __init__(self, *, shared_backbone_layers, **config):
+        super().__init__(**config, shared_backbone_layers=shared_backbone_layers)
+
+    def forward(self, x, y, t):
+        z, logdet = super().forward(x, y, t)
+        return z, [], logdet / x[0].numel(), []
+
+    def load_state_dict(self, state, strict=True):
+        super().load_state_dict(state, strict)
+
+    def reverse(self, x, y=None, t=None, lerp_style="tarflow", **options):
+        system = self.system(x, y=y, t=t, guide_rule=lerp_style, **options)
+        return pd.solve(system, "sequential").value
+"""
+
+
+def test_the_comparison_with_a_checkout_says_what_is_equal(tmp_path: Path) -> None:
+    (tmp_path / "transformer_flow.py").write_text(PEER)
+    command = [sys.executable, str(ROOT / "benchmarks" / "itarflow_peer.py"), "--peer-itarflow", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines() if line.startswith("  ")]
+    assert len(lines) > 20 and all(float(line[-2]) < 1e-11 for line in lines if line[-2] != "float64")
+    (tmp_path / "transformer_flow.py").write_text(
+        PEER.replace("super().__init__(**", "super().__init__(**{**").replace(
+            "shared_backbone_layers=shared_backbone_layers", "'num_classes': 5}"
+        )
+    )
+    other = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert other.returncode and "does not take this flow" in other.stderr
+
+
+def test_the_commands_take_either_kind_of_flow(tmp_path: Path) -> None:
+    flow(noise_std=0.3).float().save_pretrained(tmp_path / "flow")
+    save_file(published(flow().float()), tmp_path / "flow.safetensors")
+    tarflow().float().save_pretrained(tmp_path / "tarflow")
+    assert isinstance(load(tmp_path / "flow"), ITarFlow) and isinstance(load(tmp_path / "tarflow"), TarFlow)
+    assert load(tmp_path / "flow").noise_std == 0.3 and load(tmp_path / "flow.safetensors", 0.5).noise_std == 0.5
+    checkpoint = ("--checkpoint", tmp_path / "flow.safetensors", "--noise-std", 0.3)
+    for words in (
+        ("bench", *checkpoint, "--batches", 2, "--runs", 1, "--methods", "auto,GS", "--gs-segments", "2,1"),
+        ("bench", *checkpoint, "--batches", 1, "--runs", 1, "--blocks", "--methods", "sliding 16"),
+        ("probe", *checkpoint, "--n", 2, "--positions", 2, "--out", tmp_path / "probe"),
+        ("sample", *checkpoint, "--n", 2, "--in-channels", 1, "--schedule", "jacobi", "--out", tmp_path / "out"),
+        ("sample", *checkpoint, "--n", 3, "--in-channels", 1, "--shard-size", 2, "--batch-size", 2, "--out", tmp_path / "many"),
+    ):  # fmt: skip
+        result = CliRunner().invoke(app, [*map(str, words)])
+        assert result.exit_code == 0, result.output
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"0000.png", "0001.png", "grid.png"}
+    result = CliRunner().invoke(app, ["bench", "--checkpoint", str(tmp_path / "flow.safetensors"), "--batches", "1"])
+    assert result.exit_code == 2 and "the noise level, was left out" in result.output.replace("\n", " ")
+    for given, message in (((None, Path("x")), "give --peer-itarflow"), ((Path("x"), None), "give --peer-tarflow")):
+        model = flow() if given[0] is None else tarflow()
+        with pytest.raises(ValueError, match=message):
+            peers.methods(model, given[1], None, [1], [1], iterative=given[0])

@@ -87,6 +87,11 @@ class Flow(nn.Module, PyTorchModelHubMixin):
     def noise_std(self, value: float | None) -> None:
         self._hub_mixin_config = replace(self._hub_mixin_config, noise_std=native(value))
 
+    @property
+    def lengths(self) -> list[int]:
+        """L of each block."""
+        return [len(block.pos_embed) for block in self.blocks]  # type: ignore[arg-type]
+
     def patchify(self, x: Tensor) -> Tensor:
         """Images (B, in_channels, img_size, img_size) to the patches that the first block takes, (B, L, D)."""
         return patches(x, self.patch_sizes[0]) * self.input_scale

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from parallel_decode._command_line import Command, Seed, as_device, check_picture
 from parallel_decode._outputs import aside, check_files
-from parallel_decode.adapters.tarflow import TarFlow, digits
+from parallel_decode.adapters.itarflow.load import load
+from parallel_decode.adapters.tarflow import digits
+from parallel_decode.adapters.tarflow.base import Flow
 from parallel_decode.adapters.tarflow.bench import probes
 from parallel_decode.adapters.tarflow.bench.command import command as bench
 from parallel_decode.adapters.tarflow.bench.measure import precision
@@ -147,7 +149,10 @@ def sample(
         bool, typer.Option("--annealed-guidance", help="let guidance rise linearly over the positions")
     ] = False,
     attn_temp: Annotated[float, typer.Option(help="attention temperature of the unconditional branch")] = 1.0,
-    noise_std: Annotated[float | None, typer.Option(help="of the training; with it the images are denoised")] = None,
+    noise_std: Annotated[
+        float | None,
+        typer.Option(help="of the training; with it the images are denoised. The level that an iTARFlow draws at"),
+    ] = None,
     in_channels: Annotated[int | None, typer.Option(min=1, help="of an image, where the weights leave it open")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32; tf32 (CUDA); bfloat16 or float16, by autocast")] = "float32",
@@ -157,7 +162,7 @@ def sample(
         typer.Option(min=1, help=f"images of a shard, {SHARD_SIZE} if left out; asks for shards however few images"),
     ] = None,
 ) -> None:
-    """Draw images from any TarFlow checkpoint: a grid and single PNG files or, of many, shards of uint8 images.
+    """Draw images from any TarFlow or iTARFlow checkpoint: a grid and single PNG files or, of many, shards of uint8 images.
 
     Shards may be drawn by many processes (torchrun, accelerate launch), and the same command goes on where one was ended.
     """
@@ -168,7 +173,7 @@ def sample(
         raise ValueError(f"--noise-std is {noise_std}, expected a number >= 0")
     place = as_device(device)
     config = {} if in_channels is None else {"in_channels": in_channels}
-    flow = digits() if checkpoint is None else TarFlow.from_checkpoint(checkpoint, **config)
+    flow = digits() if checkpoint is None else load(checkpoint, **config)
     flow.to(place).noise_std = flow.noise_std if noise_std is None else noise_std
     labels = _labels(classes, flow.num_classes)
     options: dict[str, Any] = dict(
@@ -216,9 +221,7 @@ def _files(out: Path, n: int) -> list[Path]:
     return files
 
 
-def _singly(
-    flow: TarFlow, files: list[Path], seed: int, labels: list[int] | None, options: dict[str, Any]
-) -> list[str]:
+def _singly(flow: Flow, files: list[Path], seed: int, labels: list[int] | None, options: dict[str, Any]) -> list[str]:
     """Draw and write single images, and their grid; returns what to say of them."""
     *singles, grid = files
     y = None if labels is None else torch.tensor([labels[i % len(labels)] for i in range(len(singles))])

@@ -100,7 +100,7 @@ def probe(
         >>> len(found.blocks), found.blocks[0].redundancy[1][1] < 1e-5  # a new flow is nearly the identity
         (2, True)
     """
-    length = min(len(block.pos_embed) for block in flow.blocks)  # type: ignore[arg-type]
+    length = min(flow.lengths)
     side = math.isqrt(length)
     near = [1, 2, 3, 4, side - 1, side, side + 1, 2 * side]
     lags = sorted({lag for lag in near if 1 <= lag < length}) if lags is None else list(lags)

@@ -12,13 +12,15 @@ from rich.status import Status
 
 from parallel_decode._command_line import Seed, as_device, user_errors
 from parallel_decode._outputs import check_files
-from parallel_decode.adapters.tarflow import TarFlow, digits
+from parallel_decode.adapters.itarflow.load import load
+from parallel_decode.adapters.tarflow import digits
+from parallel_decode.adapters.tarflow.base import Flow
 from parallel_decode.adapters.tarflow.bench import report, suite
 from parallel_decode.adapters.tarflow.bench.measure import Method, precision
 from parallel_decode.adapters.tarflow.bench.record import write
 
 MOST = 65_536  # images of a batch, and segments or sweeps of a block
-Others = Callable[[TarFlow, Sequence[int], Sequence[int]], Mapping[str, Method]]
+Others = Callable[[Flow, Sequence[int], Sequence[int]], Mapping[str, Method]]
 
 
 def command(others: Others = lambda flow, segments, caps: {}) -> Callable[..., None]:
@@ -46,6 +48,7 @@ def command(others: Others = lambda flow, segments, caps: {}) -> Callable[..., N
         methods: Annotated[
             str | None, typer.Option(help="parts of names, as auto,sliding,Apple: only these, beside sequential")
         ] = None,
+        noise_std: Annotated[float | None, typer.Option(help="the noise level that an iTARFlow draws at")] = None,
         out: Annotated[Path | None, typer.Option(help="folder for bench.json and bench.png", file_okay=False)] = None,
         gs_segments: Annotated[
             str, typer.Option(help="of GS-Jacobi, for each block as it is generated; the last serves all that remain")
@@ -74,7 +77,7 @@ def command(others: Others = lambda flow, segments, caps: {}) -> Callable[..., N
         segments, caps = numbers("--gs-segments", gs_segments, 1), numbers("--gs-caps", gs_caps, 1)
         if out is not None:
             check_files(out / "bench.json", out / "bench.png")
-        flow = (digits() if checkpoint is None else TarFlow.from_checkpoint(checkpoint)).to(place)
+        flow = (digits() if checkpoint is None else load(checkpoint, noise_std)).to(place)
         setting = suite.Setting(sizes[0], dtype, seed, tol, runs, budget)
         setting = replace(setting, memory=place.type == "cuda" if memory is None else memory)
         available = suite.methods(
@@ -86,6 +89,7 @@ def command(others: Others = lambda flow, segments, caps: {}) -> Callable[..., N
         measured: dict[str, Any] = {}
         figures = {
             "checkpoint": str(checkpoint or "digits"),
+            "noise_std": flow.noise_std,
             "device": place.type,
             "dtype": dtype,
             "tol": setting.tolerance,

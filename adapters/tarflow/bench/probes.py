@@ -11,7 +11,8 @@ from rich.table import Table
 
 from parallel_decode._command_line import Seed, as_device
 from parallel_decode._outputs import aside, check_files
-from parallel_decode.adapters.tarflow import TarFlow, digits
+from parallel_decode.adapters.itarflow.load import load
+from parallel_decode.adapters.tarflow import digits
 from parallel_decode.adapters.tarflow.probe import Probe, probe
 
 
@@ -23,13 +24,14 @@ def command(
     ] = None,
     n: Annotated[int, typer.Option(help="how many images", min=1, max=4096)] = 8,
     positions: Annotated[int, typer.Option(help="that the mean Jacobian is taken over", min=1)] = 16,
+    noise_std: Annotated[float | None, typer.Option(help="the noise level that an iTARFlow draws at")] = None,
     seed: Seed = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps")] = "cpu",
 ) -> None:
     """Which blocks of a flow are hard to decode in parallel, and why."""
     place = as_device(device)
     check_files(out / "probe.json", out / "probe.png")
-    flow = (digits() if checkpoint is None else TarFlow.from_checkpoint(checkpoint)).to(place)
+    flow = (digits() if checkpoint is None else load(checkpoint, noise_std)).to(place)
     found = probe(flow, n, generator=torch.Generator(place).manual_seed(seed), positions=positions)
     out.mkdir(parents=True, exist_ok=True)
     with aside(out / "probe.json") as part:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import parallel_decode as pd
-from parallel_decode.adapters.tarflow import TarFlow
+from parallel_decode.adapters.tarflow.base import Flow
 from parallel_decode.adapters.tarflow.bench import rules
 from parallel_decode.adapters.tarflow.bench.measure import (
     Case,
@@ -55,13 +55,13 @@ class Setting:
     memory: bool = False
     notify: Callable[[str], None] = lambda message: None
 
-    def noise(self, flow: TarFlow) -> tuple[Tensor, Tensor | None]:
+    def noise(self, flow: Flow) -> tuple[Tensor, Tensor | None]:
         """z, shape (B, L, D), and classes, shape (B,), all in turn; None without classes."""
         z = torch.randn(self.batch, *flow.var.shape, generator=torch.Generator().manual_seed(self.seed))
         y = torch.arange(self.batch, device=flow.var.device) % flow.num_classes if flow.num_classes else None
         return z.to(flow.var), y
 
-    def time(self, flow: TarFlow, cases: Mapping[str, Case], baseline: str) -> dict[str, Timing]:
+    def time(self, flow: Flow, cases: Mapping[str, Case], baseline: str) -> dict[str, Timing]:
         """The cases interleaved, each entering the precision anew, as a user's call would."""
 
         def cast(case: Case) -> Outcome:
@@ -112,7 +112,7 @@ def _widths(length: int) -> dict[str, pd.Schedule | pd.Selective]:
 
 
 def methods(
-    flow: TarFlow,
+    flow: Flow,
     tol: float | None = None,
     *,
     compiled: bool = False,
@@ -134,7 +134,7 @@ def methods(
     Raises:
         ValueError: an option out of range.
     """
-    length = len(flow.var)
+    length = max(flow.lengths)
     named: dict[str, Method] = {
         name: partial(_solved, flow, schedule, tol, {}) for name, schedule in schedules(length).items()
     }
@@ -153,7 +153,8 @@ def methods(
     }
     for name, layers in approximate.items():
         for rule in layers:
-            rule.segments(length)  # before the work: segments that do not divide
+            for one in flow.lengths:
+                rule.segments(one)  # before the work: segments that do not divide
         named[name] = partial(_swept, flow, layers)
     return named
 
@@ -177,9 +178,9 @@ def choose(names: Sequence[str], wanted: str | None) -> list[str]:
     return [name for name in names if name == BASELINE or any(part in name.lower() for part in parts)]
 
 
-def block_names(flow: TarFlow, compiled: bool = False) -> list[str]:
+def block_names(flow: Flow, compiled: bool = False) -> list[str]:
     """What `blocks` can measure, by name."""
-    names = list(block_schedules(len(flow.var)))
+    names = list(block_schedules(max(flow.lengths)))
     return names + [name + COMPILED for name in names] * compiled
 
 
@@ -197,7 +198,7 @@ def spread(*lists: Sequence[int], depth: int | None = None) -> list[list[int]]:
 
 
 def _solved(
-    flow: TarFlow,
+    flow: Flow,
     schedule: pd.Schedule | pd.Selective,
     tol: float | None,
     options: dict[str, Any],
@@ -207,7 +208,7 @@ def _solved(
     return _outcome(pd.solve(flow.system(z, y=y, **options), schedule, tol=tol))
 
 
-def _swept(flow: TarFlow, layers: tuple[rules.Rule, ...], z: Tensor, y: Tensor | None) -> Outcome:
+def _swept(flow: Flow, layers: tuple[rules.Rule, ...], z: Tensor, y: Tensor | None) -> Outcome:
     return Outcome(*rules.solve(flow.system(z, y=y), layers))
 
 
@@ -216,7 +217,7 @@ def _outcome(solution: pd.Solution) -> Outcome:
     return Outcome(solution.value, tuple(layer.passes for layer in layers), sum(layer.positions for layer in layers))
 
 
-def whole(flow: TarFlow, methods: Mapping[str, Method], setting: Setting) -> dict[str, dict[str, Any]]:
+def whole(flow: Flow, methods: Mapping[str, Method], setting: Setting) -> dict[str, dict[str, Any]]:
     """Draw images by every method in turn.
 
     Args:
@@ -247,7 +248,7 @@ def whole(flow: TarFlow, methods: Mapping[str, Method], setting: Setting) -> dic
         value, passes, positions = timing.outcome
         figures = row(timing, against) | {"passes": passes, "evaluations_per_position": None}
         if positions is not None:
-            figures["evaluations_per_position"] = short(positions / (len(flow.var) * len(flow.blocks)))
+            figures["evaluations_per_position"] = short(positions / sum(flow.lengths))
         rows[name] = figures | deviations(value, timings[BASELINE].outcome.value)
         if exact is not None:
             rows[name]["from_float32"] = deviations(value, exact)
@@ -259,7 +260,7 @@ def whole(flow: TarFlow, methods: Mapping[str, Method], setting: Setting) -> dic
     return rows
 
 
-def blocks(flow: TarFlow, names: Sequence[str], setting: Setting) -> list[dict[str, dict[str, Any]]]:
+def blocks(flow: Flow, names: Sequence[str], setting: Setting) -> list[dict[str, dict[str, Any]]]:
     """Solve every block alone, given the sequential solution of the one before.
 
     Args:
@@ -272,7 +273,7 @@ def blocks(flow: TarFlow, names: Sequence[str], setting: Setting) -> list[dict[s
         `evaluations_per_position` and `largest_deviation` from the block's sequential solution (on its own scale).
     """
     z, y = setting.noise(flow)
-    schedules = block_schedules(len(flow.var))
+    schedules = block_schedules(max(flow.lengths))
     systems = {
         name: flow.system(z, y=y, **({"compile": True} if name.endswith(COMPILED) else {}))  # type: ignore[arg-type]
         for name in names
