@@ -53,8 +53,8 @@ def no_float(dtype: torch.dtype) -> Iterator[None]:
         Tensor.float = kept  # type: ignore[method-assign]
 
 
-def rows(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> Iterator[tuple[str, float]]:
-    """What was compared, and the deviation."""
+def rows(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> dict[str, float]:
+    """Deviations, by what was compared."""
     flow = random_flow(config, dtype)
     model: Any = peers.itarflow_model(folder, flow)
     theirs = {n: v.shape for n, v in model.state_dict().items() if not n.endswith(".attn_mask")}
@@ -63,11 +63,12 @@ def rows(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> Iterator[t
     x, z = torch.randn(3, flow.in_channels, 8, 8, dtype=dtype), torch.randn(3, *flow.var.shape, dtype=dtype)
     y = torch.tensor([0, 2, 1]) if flow.num_classes else None
     t = torch.tensor([[0.3], [0.05], [0.7]], dtype=dtype)
+    found: dict[str, float] = {}
     with torch.no_grad(), no_float(dtype):
         z_theirs, _, logdet_theirs, _ = model(x, y, t)
         z_ours, logdet_ours = flow(x, y, t)
-        yield "forward: z", _largest(z_ours - z_theirs)
-        yield "forward: log-determinant per value", _largest(logdet_ours / x[0].numel() - logdet_theirs)
+        found["forward: z"] = _largest(z_ours - z_theirs)
+        found["forward: log-determinant per value"] = _largest(logdet_ours / x[0].numel() - logdet_theirs)
         for options in GUIDANCE:
             given = {"lerp_style" if name == "guide_rule" else name: value for name, value in options.items()}
             ours: Any = flow.sample(z=z, y=y, t=t, schedule="sequential", **options)
@@ -76,8 +77,8 @@ def rows(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> Iterator[t
                 for i in range(len(z))
             ]
             name = ", ".join(f"{name} {value}" for name, value in options.items()) or "no guidance"
-            yield f"reverse: {name}, row by row", _largest(ours - torch.cat(singly))
-            yield f"reverse: {name}, in one batch", _largest(ours - model.reverse(z.clone(), y, t=t, **given))
+            found[f"reverse: {name}, row by row"] = _largest(ours - torch.cat(singly))
+            found[f"reverse: {name}, in one batch"] = _largest(ours - model.reverse(z.clone(), y, t=t, **given))
 
     flow.var.fill_(1)  # as for their step of denoising, which descends 0.5 mean z^2 - the log-determinant
     with no_float(dtype):
@@ -85,7 +86,8 @@ def rows(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> Iterator[t
         z_theirs, _, logdet_theirs, _ = model(noisy, y, t[:1].expand(3, 1))
         (slope,) = torch.autograd.grad((0.5 * z_theirs.square().mean((1, 2)) - logdet_theirs).sum(), noisy)
         step = -x[0].numel() * t[0].square() * slope
-        yield "one step of denoising, relative", _largest(flow.denoised(x, y, 0.3) - x - step) / _largest(step)
+        found["one step of denoising, relative"] = _largest(flow.denoised(x, y, 0.3) - x - step) / _largest(step)
+    return found
 
 
 def _largest(difference: Tensor) -> float:
@@ -99,9 +101,9 @@ def main() -> None:
     print(f"{'':92} {'float64':>9} {'float32':>9}")
     for name, config in CONFIGS.items():
         print(f"{name}: names and shapes of the state dicts are equal")
-        found = (rows(folder, config, dtype) for dtype in (torch.float64, torch.float32))
-        for (what, double), (_, single) in zip(*found, strict=True):
-            print(f"  {what:90} {double:9.1e} {single:9.1e}")
+        double, single = (rows(folder, config, dtype) for dtype in (torch.float64, torch.float32))
+        for what, deviation in double.items():
+            print(f"  {what:90} {deviation:9.1e} {single[what]:9.1e}")
 
 
 if __name__ == "__main__":

@@ -3,14 +3,17 @@
 (On a build without CUDA fake tensors of the device "cuda" cannot be indexed by tensors, so these are of the CPU.)
 """
 
+from typing import Any
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import parallel_decode as pd
+from parallel_decode.adapters.itarflow import ITarFlow
 from parallel_decode.adapters.tarflow import TarFlow
 from parallel_decode.adapters.tarflow.decoding import BlockSystem
-from parallel_decode.adapters.tarflow.guidance import Guidance
+from parallel_decode.adapters.tarflow.guidance import Guidance, guide_gaussians
 from parallel_decode.cached import KeyValueStorage
 from parallel_decode.cached.graphs import Graphs
 
@@ -22,22 +25,27 @@ WINDOWS = {
 }
 
 
-@pytest.mark.parametrize("guidance", [Guidance(), Guidance(1.0), Guidance(1.0, "a", annealed=True, attn_temp=0.5)])
+@pytest.mark.parametrize(
+    "guidance",
+    [Guidance(), Guidance(1.0), Guidance(1.0, "a", annealed=True, attn_temp=0.5), Guidance(1.0, rule=guide_gaussians)],
+)
+@pytest.mark.parametrize("kind", [TarFlow, ITarFlow])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer")  # outside of what is captured
 def test_a_captured_window_reads_no_value_on_the_host(
-    dtype: torch.dtype, guidance: Guidance, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, kind: type[Any], guidance: Guidance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("parallel_decode.adapters.tarflow.changes._unchanged", lambda module: True)  # but for the mode
     with FakeTensorMode(), torch.no_grad():
         torch.set_default_dtype(dtype)  # fake weights cannot be converted
         try:
-            flow = TarFlow(1, 8, 2, 64, num_blocks=2, layers_per_block=2, num_classes=3).eval()
+            flow = kind(1, 8, 2, 64, num_blocks=2, layers_per_block=2, num_classes=3).eval()
         finally:
             torch.set_default_dtype(torch.float32)
         z, y, graphs = torch.empty(3, 16, 4), torch.empty(3, dtype=torch.long), Graphs(capture=False)
+        t = torch.empty(3, 1) if kind is ITarFlow else None
         for block in flow.blocks:
-            system = BlockSystem(block, z, y, guidance, KeyValueStorage(), graphs)  # type: ignore[arg-type]
+            system = BlockSystem(block, z, y, guidance, KeyValueStorage(), graphs, t)
             x = system.initial()
             for window in WINDOWS.values():
                 assert system.evaluate(x, window).shape == (3, len(window.positions), 4)

@@ -462,6 +462,23 @@ def test_bad_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         TarFlow.from_checkpoint(tmp_path / "good.safetensors")
 
 
+def test_no_tensor_that_is_missing_or_of_another_shape_gives_a_raw_error(tmp_path: Path) -> None:
+    made = flow("shared").float()
+    for name, value in made.state_dict().items():
+        for damaged in (value[..., None], value.flatten()[0], torch.cat([value, value]), None):
+            state = {key: v.clone() for key, v in made.state_dict().items() if key != name}
+            if damaged is not None:
+                state[name] = damaged.clone()
+            save_file(state, tmp_path / "bad.safetensors")
+            one_of_several = ".shared_backbone." in f".{name}" and not name.startswith("blocks.0.")
+            try:
+                ITarFlow.from_checkpoint(tmp_path / "bad.safetensors")
+            except ValueError:
+                assert not one_of_several, "a copy of a shared layer need not be read"
+            else:
+                assert one_of_several, f"{name} was damaged, and it was loaded"
+
+
 # commands, and peers
 
 PEER = """

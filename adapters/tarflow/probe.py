@@ -69,7 +69,7 @@ def probe(
     *,
     y: Tensor | None = None,
     generator: torch.Generator | None = None,
-    hidden: Sequence[int] = (1, 2, 5),
+    hidden: Sequence[int] | None = None,
     lags: Sequence[int] | None = None,
     positions: int = 16,
     **options: Any,
@@ -81,7 +81,7 @@ def probe(
         n: how many images.
         y: classes, shape (n,); all in turn by default.
         generator: for the noise.
-        hidden: how many of the nearest predecessors are hidden from attention, in turn.
+        hidden: how many of the nearest predecessors are hidden from attention, in turn; 1, 2 and 5 by default.
         lags: of the Jacobian; 1 to 4, and around one and two rows of patches, by default.
         positions: how many positions the mean Jacobian is taken over, evenly spaced.
         options: of sampling, see the flow's `system`.
@@ -103,11 +103,12 @@ def probe(
     length = min(flow.lengths)
     side = math.isqrt(length)
     near = [1, 2, 3, 4, side - 1, side, side + 1, 2 * side]
+    hidden = [o for o in (1, 2, 5) if o < length] if hidden is None else list(hidden)
     lags = sorted({lag for lag in near if 1 <= lag < length}) if lags is None else list(lags)
     if n < 1 or positions < 1:
         raise ValueError(f"n is {n} and positions {positions}, expected at least 1 each")
     if any(not 1 <= o < length for o in (*hidden, *lags)):
-        raise ValueError(f"hidden is {list(hidden)} and lags {lags}, expected numbers from 1 to {length - 1}")
+        raise ValueError(f"hidden is {hidden} and lags {lags}, expected numbers from 1 to {length - 1}")
     system = flow.example(n, y=y, generator=generator, **options)
     blocks: list[BlockProbe] = []
 

@@ -274,10 +274,7 @@ def blocks(flow: Flow, names: Sequence[str], setting: Setting) -> list[dict[str,
     """
     z, y = setting.noise(flow)
     schedules = block_schedules(max(flow.lengths))
-    systems = {
-        name: flow.system(z, y=y, **({"compile": True} if name.endswith(COMPILED) else {}))  # type: ignore[arg-type]
-        for name in names
-    }
+    systems = {name: flow.system(z, y=y, **({"compile": True} if name.endswith(COMPILED) else {})) for name in names}
     share = None if setting.budget is None else setting.budget / len(flow.blocks)
 
     def alone(name: str, index: int, before: Tensor | None) -> Outcome:
