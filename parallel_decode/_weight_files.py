@@ -73,7 +73,10 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> 
         ValueError: names or shapes are not the module's.
     """
     wanted = module.state_dict(keep_vars=True)
-    wrong = [f"{name} is missing" for name in wanted if name not in state]
+    found = {
+        id(own): name for name, own in wanted.items() if name in state
+    }  # modules may share one under several names
+    wrong = [f"{name} is missing" for name, own in wanted.items() if id(own) not in found]
     wrong += [f"{repr(name)[:60]} is unknown" for name in state if name not in wanted]
     wrong += [
         f"{name} has shape {tuple(state[name].shape)}, expected {tuple(like.shape)}"
@@ -84,10 +87,9 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> 
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(f"{source} does not fit this configuration: {'; '.join(wrong[:3])}{more}")
     device, form = torch.get_default_device(), torch.contiguous_format
-    copies: dict[int, Tensor] = {}  # by the module's own tensor, which may have several names
-    for name, own in wanted.items():
-        if id(own) not in copies:
-            copies[id(own)] = state[name].to(device, own.dtype, copy=True, memory_format=form)
+    copies = {
+        key: state[name].to(device, wanted[name].dtype, copy=True, memory_format=form) for key, name in found.items()
+    }
     module.load_state_dict({name: copies[id(own)] for name, own in wanted.items()}, assign=True)
 
 

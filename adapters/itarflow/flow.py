@@ -17,7 +17,6 @@ from parallel_decode.adapters.tarflow.transformer import AttentionBlock
 from parallel_decode.system import LayeredSystem
 
 RULES = {"tarflow": guide_scales, "starflow": guide_gaussians}
-SHARED = "shared_backbone."
 VAR_RATE = 0.1  # of `update_prior`
 
 
@@ -104,19 +103,13 @@ class ITarFlow(Flow):
 
     @classmethod
     def skipped(cls, name: str) -> bool:
-        """Whether a file's tensor of this name is left where it is: a causal mask, or one more copy of a shared layer."""
-        return Flow.skipped(name) or (SHARED in name and not name.startswith("blocks.0."))
+        """Whether a file's tensor of this name need not be read: a causal mask, or a shared layer, but for the first block's."""
+        return Flow.skipped(name) or ("shared_backbone." in name and not name.startswith("blocks.0."))
 
     @classmethod
-    def named(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A public state dict as this class has it; old ones name `attn_blocks` what is `head_blocks` now."""
-        state = {name: value for name, value in state.items() if not cls.skipped(str(name))}
-        named = {str(name).replace(".attn_blocks.", ".head_blocks."): value for name, value in state.items()}
-        for name in [name for name in named if SHARED in name]:
-            rest = name.partition(SHARED)[2]
-            others = {other.split(".")[1] for other in named if other.startswith("blocks.")}
-            named |= {f"blocks.{index}.{SHARED}{rest}": named[name] for index in others} | {SHARED + rest: named[name]}
-        return named
+    def renamed(cls, name: str) -> str:
+        """The name that this class has for a tensor of a public state dict: old ones have `attn_blocks` for `head_blocks`."""
+        return name.replace(".attn_blocks.", ".head_blocks.")
 
     def forward(self, x: Tensor, y: Labels | None = None, t: Levels | None = None) -> tuple[Tensor, Tensor]:
         """Images to noise.

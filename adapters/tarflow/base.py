@@ -71,13 +71,13 @@ class Flow(nn.Module, PyTorchModelHubMixin):
 
     @classmethod
     def skipped(cls, name: str) -> bool:
-        """Whether a file's tensor of this name is left where it is: a causal mask."""
+        """Whether a file's tensor of this name need not be read: a causal mask."""
         return name.endswith(".attn_mask")
 
     @classmethod
-    def named(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A public state dict as this class has it."""
-        return {name: value for name, value in state.items() if not cls.skipped(str(name))}
+    def renamed(cls, name: str) -> str:
+        """The name that this class has for a tensor of a public state dict."""
+        return name
 
     @property
     def noise_std(self) -> float | None:
@@ -338,8 +338,10 @@ def _of_rows(value: Any, rows: Tensor) -> Any:
 
 
 def _as_named(flow: Flow, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    own = {name.removeprefix(prefix): state.pop(name) for name in [*state] if name.startswith(prefix)}
-    state.update({prefix + name: value for name, value in flow.named(own).items()})
+    for name in [name for name in state if name.startswith(prefix)]:
+        value = state.pop(name)
+        if not name.endswith(".attn_mask"):
+            state[prefix + flow.renamed(name.removeprefix(prefix))] = value
 
 
 def _low_precision_tol(like: Tensor) -> float | None:

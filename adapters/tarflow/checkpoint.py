@@ -133,7 +133,7 @@ def load(cls: type[Made], path: str | Path, given: Mapping[str, Any]) -> Made:
         path = path / "model.safetensors"
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path} does not exist: give a .pth or .safetensors file, or a folder that holds one")
-    state = cls.named(read_weights(path, cls.skipped))
+    state = {cls.renamed(str(name)): value for name, value in read_weights(path, cls.skipped).items()}
     arguments = config(state, given, path, cls.Config)
     with torch.device("meta"):
         flow = cls(**arguments)
