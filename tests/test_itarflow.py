@@ -128,6 +128,16 @@ def test_contract(name: str, guidance: dict[str, Any]) -> None:
     check_system(made.system(noise(made), y=labels(made), t=T, **guidance))
 
 
+def test_rows_that_go_on_alone_keep_their_class_and_level() -> None:
+    made, rows, window = flow(), torch.tensor([0, 2]), pd.Window.full(16)
+    layer = made.system(noise(made), y=labels(made), t=T, **GUIDANCE[1]).layer(0, None)
+    with torch.no_grad():
+        expected = layer.evaluate(layer.initial(), window)[rows]
+        layer.initial()
+        alone = layer.select(rows)
+        assert alone is not None and (alone.evaluate(alone.initial(), window) - expected).abs().max() < 1e-12
+
+
 def test_captured_windows_of_blocks_of_different_shapes_draw_the_same() -> None:
     """Each shape has storage and inputs of its own; here they are not captured, which only a GPU can."""
     made, graphs = flow(), Graphs(capture=False)
