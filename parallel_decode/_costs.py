@@ -3,6 +3,7 @@
 One lock guards all of it, since two threads may decode at once.
 """
 
+import math
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
@@ -158,6 +159,13 @@ class Costs:
             near, there = min(measured, key=lambda each: abs(each[0] - size))
             seconds *= there / self.windows[False].seconds(near)
         return seconds / self.sequential()
+
+    def at_most(self, size: int, corrected: bool = False) -> float:
+        """What a pass costs when nothing disturbs it, at most: what the next larger size that was measured does, if any was."""
+        if size <= 1:
+            return 1.0
+        known = next((n for n, _ in self.windows[corrected].measured() if n >= size), None)
+        return math.inf if known is None else self.of(known, corrected)
 
     def _beyond(self, size: float, near: int, seconds: float) -> float:
         """On the flows of the benchmarks a pass over n positions took about 2 a + b n, where a sequential one took a."""

@@ -17,7 +17,7 @@ from parallel_decode.adapters.causal_lm import Adaptive, adaptive
 from parallel_decode.adapters.causal_lm.adaptive import _gain, _Tuner
 from parallel_decode.adapters.causal_lm.memory import APART, KEPT, WIDTHS, Memory, Pace, Record, RowCosts
 from parallel_decode.tokens import Draft, Drafting, Last
-from tests.systems import halves
+from tests.systems import halves, theorem
 
 
 def test_costs_between_and_beyond_the_widths_that_were_measured() -> None:
@@ -163,7 +163,7 @@ def test_outcomes_of_a_pass_are_counted(monkeypatch: pytest.MonkeyPatch) -> None
     fresh=st.booleans(),
     seed=st.integers(0, 2**16),
 )
-@settings(max_examples=60, deadline=None)
+@settings(theorem, max_examples=60)
 def test_never_much_slower_than_one_token_at_a_time(
     slope: float, mask: float, batch: int, lucky: list[float], bluff: int, per_row: bool, fresh: bool, seed: int
 ) -> None:

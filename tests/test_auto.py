@@ -19,7 +19,7 @@ import parallel_decode as pd
 from parallel_decode import _costs, _gains, _tuner
 from parallel_decode._costs import ENOUGH, FORGET, Arm, Costs, recall
 from parallel_decode._gains import Gains, gains_of
-from tests.systems import Rows
+from tests.systems import Rows, theorem
 
 Cost = Callable[[int], float]
 COSTS: dict[str, Cost] = {
@@ -310,9 +310,11 @@ def test_another_batch_size_begins_with_the_nearest(clock: Clock) -> None:
 POOR = st.just([1]) | st.lists(st.integers(1, 2), min_size=1, max_size=4)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(theorem, max_examples=150)
 @example(costs=[1.5, 1.0, 1.0, 1.5, 3.0, 4.0], gains=[[1]] * 6, collapses=False, layers=1)  # cheap, and no gain
 @example(costs=[1.5, 1.0, 1.0, 1.5, 3.0, 4.0], gains=[[6]] * 6, collapses=True, layers=4)  # good, until it is not
+@example(costs=[1.5, 2.0, 5.0, 1.0, 1.0, 1.0], gains=[[1, 2], [1], [1, 2], [1], [1], [1]], collapses=False, layers=3)
+@example(costs=[1.5, 1.75, 0.625, 2.75, 1, 1], gains=[[1], [5, 8], [1], [1], [1], [1]], collapses=True, layers=2)
 @given(
     costs=st.lists(st.floats(0.5, 6), min_size=6, max_size=6),
     gains=st.lists(POOR | st.lists(st.integers(1, 12), min_size=1, max_size=6), min_size=6, max_size=6),
