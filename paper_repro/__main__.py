@@ -2,14 +2,16 @@
 
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import torch
 import typer
 
 from paper_repro import report
@@ -126,45 +128,49 @@ def everything(
 ) -> None:
     """Every experiment on every data set, and the report. What is there already is kept, so that it goes on where it was stopped.
 
-    On a CPU the data sets are done side by side, if there is a core for each.
+    On a CPU as many experiments as there are data sets are done side by side, if there is a core for each.
     """
     names, left_out = data.split(","), skip.split(",") if skip else []
     for option, given, known in (("--data", names, DATA), ("--skip", left_out, EXPERIMENTS)):
         if unknown := [each for each in given if each not in known]:
             raise ValueError(f"{option} has {unknown[0]!r}, expected some of {','.join(known)}")
-    if 1 < len(names) <= CORES and device == "cpu":
-        for each in names:  # by all cores, where a flow has to be trained
-            obtain(each, out / each, root, None, device, scale_of(quick, smoke), steps)
-        flags = {"--quick": quick, "--smoke": smoke, "--again": again}
-        values = {"--out": out, "--root": root, "--steps": steps, "--inception": inception}
-        words = [flag for flag, given in flags.items() if given]
-        words += [word for name, value in values.items() if value is not None for word in (name, str(value))]
-        _side_by_side(words, {each: left_out + [*APART] * (each != names[0]) for each in names})
-        report.write(out, names)
-        names = []
-    for each in names:
-        setup = obtain(each, out / each, root, None, device, scale_of(quick, smoke), steps)
-        setup = replace(setup, inception=inception)
-        for name in EXPERIMENTS:
-            if name not in left_out and (each == names[0] or name not in APART):
-                measure(setup, name, again)
-        report.write(out, names)
+    flows = [(each, out / each, root, None, device, scale_of(quick, smoke), steps) for each in names]
+    for flow in flows:  # by all cores, where it has to be trained
+        obtain(*flow)
+    jobs = [
+        (flow, inception, name, again)
+        for name in EXPERIMENTS
+        if name not in left_out
+        for flow in (flows[:1] if name in APART else flows)
+    ]
+    if device == "cpu" and 1 < len(names) <= CORES:
+        _side_by_side(jobs, len(names))
+    else:
+        for job in jobs:
+            _measure(*job)
+    report.write(out, names)
     typer.echo(f"the report: {out / 'report.html'}")
 
 
-def _side_by_side(words: list[str], left_out: dict[str, list[str]]) -> None:
-    """The same for each data set without what is left out of it, in processes that share out the cores.
+def _measure(flow: tuple[Any, ...], inception: Path | None, name: str, again: bool) -> None:
+    """An experiment; `flow` is what `obtain` is given."""
+    measure(replace(obtain(*flow), inception=inception), name, again)
+
+
+def _side_by_side(jobs: list[tuple[Any, ...]], workers: int) -> None:
+    """The same in processes that share out the cores.
 
     Raises:
-        ValueError: one of them stopped; it has said why.
+        ValueError: one of the processes was killed.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": str(CORES // len(left_out))}
-    running = {}
-    for data, skip in left_out.items():
-        command = [sys.executable, "-m", "paper_repro", "all", "--data", data, *words]
-        running[data] = subprocess.Popen([*command, *["--skip", ",".join(skip)] * bool(skip)], env=environment)
-    if stopped := [data for data, process in running.items() if process.wait()]:
-        raise ValueError(f"{' and '.join(stopped)} stopped, for the reason above: what is done is kept, run it again")
+    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (CORES // workers,)) as pool:
+        try:
+            for job in [pool.submit(_measure, *job) for job in jobs]:
+                job.result()
+        except BrokenProcessPool:
+            raise ValueError(
+                "a process was killed, perhaps for want of memory: what is done is kept, run it again"
+            ) from None
 
 
 if __name__ == "__main__":

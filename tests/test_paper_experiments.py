@@ -2,10 +2,10 @@
 
 import json
 import math
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import parallel_decode as pd
 from paper_repro import report
-from paper_repro.__main__ import app, measure
+from paper_repro.__main__ import _side_by_side, app, measure
 from paper_repro.catalogue import EXPERIMENTS
 from paper_repro.data import Digits
 from paper_repro.experiments import convergence, maf, methods, reconstruction, regularise, tau
@@ -74,31 +74,32 @@ def test_everything_goes_on_where_it_was_stopped_and_ends_in_a_report(tmp_path: 
     assert again.output.count("there already") == len(EXPERIMENTS)
 
 
-def test_data_sets_are_done_side_by_side_and_end_in_one_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[list[str]] = []
-
-    class Process:
-        """One experiment of the data set that is named, here and now."""
-
-        def __init__(self, command: list[str], env: dict[str, str]) -> None:
-            started.append(command[3:])
-            assert env["OMP_NUM_THREADS"] == "3"
-            setup = obtain(command[command.index("--data") + 1], tmp_path / command[5], scale="smoke", steps=2)
-            measure(setup, "start")
-
-        def wait(self) -> int:
-            return 0 if len(started) <= 2 else 1
-
-    monkeypatch.setattr("paper_repro.__main__.subprocess", SimpleNamespace(Popen=Process))
-    monkeypatch.setattr("paper_repro.__main__.CORES", 7)
-    words = ["all", "--data", "digits,photos", "--smoke", "--steps", "2", "--skip", "tau", "--out", str(tmp_path)]
+@pytest.mark.slow
+def test_experiments_are_done_side_by_side_and_end_in_one_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paper_repro.__main__.CORES", 2)
+    skip = ",".join({*EXPERIMENTS} - {"start", "maf"})
+    words = ["all", "--data", "digits,photos", "--smoke", "--steps", "2", "--skip", skip, "--out", str(tmp_path)]
     assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
-    common = ["--smoke", "--out", str(tmp_path), "--steps", "2", "--skip"]
-    assert started == [["all", "--data", "digits", *common, "tau"], ["all", "--data", "photos", *common, "tau,maf"]]
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*.json")}
+    assert found == {"digits/start.json", "photos/start.json", "digits/maf.json"}
     assert (tmp_path / "report.html").read_text().count("<h2>") == 2
-    done = CliRunner().invoke(app, [*words, "--again"])
-    assert done.exit_code == 2 and "digits and photos stopped" in done.output
+    (tmp_path / "photos" / "start.json").write_text("{")
+    assert "photos/start.json is damaged" in CliRunner().invoke(app, words).output, "what a process says is heard"
     assert CliRunner().invoke(app, [*words[:3], "--skip", "sleep"]).exit_code == 2
+
+
+class Killed:
+    """Ends the process that is given it."""
+
+    def __reduce__(self) -> Any:
+        return os._exit, (9,)
+
+
+def test_a_process_that_is_killed_is_one_line() -> None:
+    with pytest.raises(ValueError, match="a process was killed"):
+        _side_by_side([((Killed(),), None, "start", False)], 1)
 
 
 def test_figures_of_another_flow_or_scale_are_not_taken_for_these(setup: Setup) -> None:
