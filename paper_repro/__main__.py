@@ -4,9 +4,10 @@ import json
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
@@ -134,19 +135,15 @@ def everything(
     for option, given, known in (("--data", names, DATA), ("--skip", left_out, EXPERIMENTS)):
         if unknown := [each for each in given if each not in known]:
             raise ValueError(f"{option} has {unknown[0]!r}, expected some of {','.join(known)}")
-    flows = [(each, out / each, root, None, device, scale_of(quick, smoke), steps) for each in names]
-    for flow in flows:  # by all cores, where it has to be trained
-        obtain(*flow)
-    jobs = [
-        (flow, inception, name, again)
-        for name in EXPERIMENTS
-        if name not in left_out
-        for flow in (flows[:1] if name in APART else flows)
-    ]
+    wanted = {}
+    for each in names:
+        flow = (each, out / each, root, None, device, scale_of(quick, smoke), steps)
+        of_it = [name for name in EXPERIMENTS if name not in left_out and (each == names[0] or name not in APART)]
+        wanted[flow] = [(flow, inception, name, again) for name in of_it]
     if device == "cpu" and 1 < len(names) <= CORES:
-        _side_by_side(jobs, len(names))
+        _side_by_side(wanted)
     else:
-        for job in jobs:
+        for job in chain(*wanted.values()):
             _measure(*job)
     report.write(out, names)
     typer.echo(f"the report: {out / 'report.html'}")
@@ -157,15 +154,25 @@ def _measure(flow: tuple[Any, ...], inception: Path | None, name: str, again: bo
     measure(replace(obtain(*flow), inception=inception), name, again)
 
 
-def _side_by_side(jobs: list[tuple[Any, ...]], workers: int) -> None:
-    """The same in processes that share out the cores.
+def _train(flow: tuple[Any, ...]) -> None:
+    obtain(*flow)
+
+
+def _side_by_side(wanted: dict[tuple[Any, ...], list[tuple[Any, ...]]]) -> None:
+    """The jobs of each flow, as soon as it is there, in as many processes as there are flows, which share out the cores.
 
     Raises:
         ValueError: one of the processes was killed.
     """
+    workers = len(wanted)
     with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (CORES // workers,)) as pool:
+        trained = {pool.submit(_train, flow): jobs for flow, jobs in wanted.items()}
         try:
-            for job in [pool.submit(_measure, *job) for job in jobs]:
+            started = []
+            for flow in as_completed(trained):
+                flow.result()
+                started += [pool.submit(_measure, *job) for job in trained[flow]]
+            for job in started:
                 job.result()
         except BrokenProcessPool:
             raise ValueError(

@@ -99,7 +99,7 @@ class Killed:
 
 def test_a_process_that_is_killed_is_one_line() -> None:
     with pytest.raises(ValueError, match="a process was killed"):
-        _side_by_side([((Killed(),), None, "start", False)], 1)
+        _side_by_side({(Killed(),): []})
 
 
 def test_figures_of_another_flow_or_scale_are_not_taken_for_these(setup: Setup) -> None:
