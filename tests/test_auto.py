@@ -235,15 +235,31 @@ def test_what_no_run_measured_of_late_is_measured_anew() -> None:
     for arm, size in ((Arm(1), 1), (Arm(8), 8), (Arm(64), 64)):
         for _ in range(ENOUGH):
             costs.add(arm, size, float(size))
-    for _ in range(FORGET):
+    for _ in range(8):
         costs.begin_run()
     costs.add(Arm(8), 8, 8.0)
-    for _ in range(FORGET):
+    assert len(costs.windows[False].measured()) == 2
+    for _ in range(8):
         costs.begin_run()
     assert costs.ready and [size for size, _ in costs.windows[False].measured()] == [8]
+    for run in range(17, 8 * FORGET):
+        costs.begin_run()
+        if run % FORGET == 1:
+            costs.add(Arm(8), 8, 8.0)
+    assert costs.windows[False].knows(8), "once in so many runs is enough"
     for seconds in [1.0] + [2.0] * 31:
         costs.add(Arm(8), 8, seconds)
     assert costs.windows[False].seconds(8) == 2.0, "of the last 31"
+
+
+def test_a_bad_moment_of_the_machine_is_outlived(clock: Clock) -> None:
+    """Windows that seemed hopeless in the first run are tried again after few others, and ever more seldom."""
+    busy = [True]
+    system = Timed(clock, lambda n: 1.0 if n == 1 else (20.0 if busy[0] else 1.2), 0.1, 256)
+    assert seconds(clock, system, pd.Auto(secant=False)) > 240
+    busy[0] = False
+    times = [seconds(clock, system, pd.Auto(secant=False)) for _ in range(16)]
+    assert times[0] > 240 and max(times[14:]) < 64
 
 
 def test_passes_for_a_position_by_what_was_counted_and_by_the_law() -> None:
