@@ -1,12 +1,8 @@
 """The experiments of Selective Jacobi Decoding (arXiv 2505.24791), one command each, and `all`."""
 
-import json
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -17,9 +13,9 @@ from paper_repro.catalogue import APART, EXPERIMENTS
 from paper_repro.commands import train
 from paper_repro.data import DATA
 from paper_repro.image_tokens_command import image_tokens
-from paper_repro.setup import Setup, obtain
+from paper_repro.measure import CORES, measure, measure_on, side_by_side
+from paper_repro.setup import obtain
 from parallel_decode._command_line import Command, Group
-from parallel_decode.adapters.tarflow.bench.record import write
 from parallel_decode.adapters.tarflow.cli import sample
 
 app = typer.Typer(cls=Group, help=__doc__, no_args_is_help=True)
@@ -42,37 +38,6 @@ FidStats = Annotated[Path | None, typer.Option(help="FID's statistics of the dat
 Steps = Annotated[int | None, typer.Option(help="of training, where a flow has to be trained", min=1)]
 Again = Annotated[bool, typer.Option(help="measure again what is there already")]
 OUT = Path("runs/paper")
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def measure(setup: Setup, name: str, again: bool = False) -> Path:
-    """Run an experiment and write its figures; nothing is done where they are there already.
-
-    Raises:
-        ValueError: what is there is of another flow, scale or seed.
-    """
-    path = setup.out / f"{name}.json"
-    about = {"data": setup.data, "scale": setup.scale, "seed": setup.seed, "model": setup.flow.fingerprint()}
-    if path.exists() and not again:
-        try:
-            there = json.loads(path.read_bytes())
-            there["machine"], there["versions"], there["seconds"]
-        except (ValueError, TypeError, KeyError):
-            raise ValueError(f"{path} is damaged, or holds no figures: pass --again to replace it") from None
-        if other := [
-            f"{key} {there.get(key)} in place of {value}" for key, value in about.items() if there.get(key) != value
-        ]:
-            raise ValueError(f"{path} is of {', '.join(other)}: pass --again to replace it, or another --out")
-        typer.echo(f"{setup.data}, {name}: there already")
-        return path
-    typer.echo(f"{setup.data}, {name} ...")
-    began = time.perf_counter()
-    setup.out.mkdir(parents=True, exist_ok=True)
-    found = EXPERIMENTS[name].run(setup)
-    seconds = time.perf_counter() - began
-    write(path, {**about, "seconds": round(seconds, 1), **found})
-    typer.echo(f"{setup.data}, {name}: {seconds:.1f} s")
-    return path
 
 
 def scale_of(quick: bool, smoke: bool) -> str:
@@ -126,45 +91,24 @@ def everything(
 ) -> None:
     """Every experiment on every data set, and the report. What is there already is kept, so that it goes on where it was stopped.
 
-    On a CPU the data sets are done side by side, if there is a core for each.
+    On a CPU as many experiments as there are data sets are done side by side, if there is a core for each.
     """
     names, left_out = data.split(","), skip.split(",") if skip else []
     for option, given, known in (("--data", names, DATA), ("--skip", left_out, EXPERIMENTS)):
         if unknown := [each for each in given if each not in known]:
             raise ValueError(f"{option} has {unknown[0]!r}, expected some of {','.join(known)}")
-    if 1 < len(names) <= CORES and device == "cpu":
-        for each in names:  # by all cores, where a flow has to be trained
-            obtain(each, out / each, root, None, device, scale_of(quick, smoke), steps)
-        flags = {"--quick": quick, "--smoke": smoke, "--again": again}
-        values = {"--out": out, "--root": root, "--steps": steps, "--inception": inception}
-        words = [flag for flag, given in flags.items() if given]
-        words += [word for name, value in values.items() if value is not None for word in (name, str(value))]
-        _side_by_side(words, {each: left_out + [*APART] * (each != names[0]) for each in names})
-        report.write(out, names)
-        names = []
+    wanted = {}
     for each in names:
-        setup = obtain(each, out / each, root, None, device, scale_of(quick, smoke), steps)
-        setup = replace(setup, inception=inception)
-        for name in EXPERIMENTS:
-            if name not in left_out and (each == names[0] or name not in APART):
-                measure(setup, name, again)
-        report.write(out, names)
+        flow = (each, out / each, root, None, device, scale_of(quick, smoke), steps)
+        of_it = [name for name in EXPERIMENTS if name not in left_out and (each == names[0] or name not in APART)]
+        wanted[flow] = [(flow, inception, name, again) for name in of_it]
+    if device == "cpu" and 1 < len(names) <= CORES:
+        side_by_side(wanted)
+    else:
+        for job in chain(*wanted.values()):
+            measure_on(*job)
+    report.write(out, names)
     typer.echo(f"the report: {out / 'report.html'}")
-
-
-def _side_by_side(words: list[str], left_out: dict[str, list[str]]) -> None:
-    """The same for each data set without what is left out of it, in processes that share out the cores.
-
-    Raises:
-        ValueError: one of them stopped; it has said why.
-    """
-    environment = {**os.environ, "OMP_NUM_THREADS": str(CORES // len(left_out))}
-    running = {}
-    for data, skip in left_out.items():
-        command = [sys.executable, "-m", "paper_repro", "all", "--data", data, *words]
-        running[data] = subprocess.Popen([*command, *["--skip", ",".join(skip)] * bool(skip)], env=environment)
-    if stopped := [data for data, process in running.items() if process.wait()]:
-        raise ValueError(f"{' and '.join(stopped)} stopped, for the reason above: what is done is kept, run it again")
 
 
 if __name__ == "__main__":

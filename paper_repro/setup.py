@@ -15,7 +15,7 @@ from parallel_decode.adapters.tarflow.bench.suite import Setting
 CIFAR = {"patch_size": 2, "channels": 256, "num_blocks": 6, "layers_per_block": 6, "noise_std": 0.05}
 SMALL = {"patch_size": 2, "channels": 128, "num_blocks": 4, "layers_per_block": 2, "noise_std": 0.05}
 TINY = {"channels": 64, "num_blocks": 2, "layers_per_block": 1, "noise_std": 0.05}
-STEPS = {"full": 100_000, "quick": 1200, "smoke": 4}  # of training, where a flow is needed and there is none
+STEPS = {"full": 100_000, "quick": 1000, "smoke": 4}  # of training, where a flow is needed and there is none
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 One lock guards all of it, since two threads may decode at once.
 """
 
+import math
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
@@ -12,7 +13,7 @@ from typing import NamedTuple, TypeVar
 from parallel_decode._allowance import Allowance
 
 ENOUGH = 3  # samples of what a pass costs
-FORGET = 64  # runs after which a size that none of them used is measured anew, so that a bad moment of the machine does not count for ever
+FORGET = 64  # runs, and fewer at first, after which a size that none of them used is measured anew: the machine may have been busy when it was
 
 LOCK = threading.RLock()
 T = TypeVar("T")
@@ -73,6 +74,7 @@ class Timings:
         for size, seconds in measured:
             kept = [(size, scale * seconds)] * self.enough
             self.samples[self.bucket(size)] = deque(kept, maxlen=self.kept)
+            self._used.add(self.bucket(size))
         self._table = None
 
     def knows(self, size: int) -> bool:
@@ -109,12 +111,13 @@ class Costs:
         self.single = Timings(lambda size, near, seconds: seconds)
         self.windows = {corrected: Timings(self._beyond) for corrected in (False, True)}
         self.allowance = Allowance(free=min(32.0, length / 8), share=0.02, most=min(48.0, length / 5))
-        self.runs = 0
+        self.runs, self._due = 0, 8
         self._foreign = False  # of another process, when the machine may have been faster or slower
 
     def begin_run(self) -> None:
         self.runs += 1
-        if self.runs % FORGET == 0:
+        if self.runs == self._due:
+            self._due += min(self._due, FORGET)
             for timings in self.windows.values():
                 timings.forget()
 
@@ -158,6 +161,13 @@ class Costs:
             near, there = min(measured, key=lambda each: abs(each[0] - size))
             seconds *= there / self.windows[False].seconds(near)
         return seconds / self.sequential()
+
+    def at_most(self, size: int, corrected: bool = False) -> float:
+        """What a pass costs when nothing disturbs it, at most: what the next larger size that was measured does, if any was."""
+        if size <= 1:
+            return 1.0
+        known = next((n for n, _ in self.windows[corrected].measured() if n >= size), None)
+        return math.inf if known is None else self.of(known, corrected)
 
     def _beyond(self, size: float, near: int, seconds: float) -> float:
         """On the flows of the benchmarks a pass over n positions took about 2 a + b n, where a sequential one took a."""

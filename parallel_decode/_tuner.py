@@ -1,5 +1,6 @@
 """One run of `Auto`: which width the next passes have, by what passes cost and gain."""
 
+import math
 import time
 
 import torch
@@ -101,18 +102,16 @@ class Tuner:
         if arm.width > 1 and not rises and self._front + size >= self._reach:  # else wider windows have been there
             self._gains.add(arm, front - self._front, size)
         self._reach = max(self._reach, self._front + size)
-        if costs.ready and not opening and not (first and self._asynchronous):
-            spent = seconds / costs.sequential()
-            if size == 1 or costs.windows[arm.corrected].knows(size):  # a bad moment of the machine is not its fault
-                spent = min(spent, costs.of(size, arm.corrected))
-            costs.allowance.settle(spent * self._timer.together, front - self._front)
+        if costs.ready:
+            spent, known = seconds / costs.sequential(), costs.at_most(size, arm.corrected)
+            if known < math.inf or not (opening or (first and self._asynchronous)):  # those prepare
+                spent = min(spent, known)  # the machine may have been busy
+                costs.allowance.settle(spent * self._timer.together, front - self._front)
 
     def _best(self, front: int, length: int) -> Arm:
         """The arm with the least time for a position, of those whose trial the allowance covers."""
         costs, gains, left = self._costs, self._gains, length - front
-        windows = [
-            arm for arm in self._arms[1:] if gains.proven(arm) or arm == self._arm or self._may_be_tried(arm, left)
-        ]
+        windows = [arm for arm in self._arms[1:] if arm == self._arm or self._may_begin(arm, front, length)]
         if not costs.ready or not windows or costs.allowance.left < -costs.allowance.most:
             return SEQUENTIAL
         if not costs.knows_windows():  # the least of them tells what they cost
@@ -133,8 +132,13 @@ class Tuner:
         best = min(times, key=times.__getitem__)
         return best if times[best] < BETTER * times.get(self._arm, 2.0) else self._arm
 
-    def _may_be_tried(self, arm: Arm, left: int) -> bool:
-        return arm.width <= left and (not arm.corrected or self._gains.proven(Arm(arm.width)))
+    def _may_begin(self, arm: Arm, front: int, length: int) -> bool:
+        if (
+            self._arm.width == 1 and 2 * front > length
+        ):  # windows begin slowly, and what is left would not make up for it
+            return False
+        plain = not arm.corrected or self._gains.proven(Arm(arm.width))
+        return self._gains.proven(arm) or (arm.width <= length - front and plain)
 
     def _stays(self, front: int, length: int) -> bool:
         """Whether an arm that earlier runs have proven goes on without a thought: it begins slowly, and so may a layer."""

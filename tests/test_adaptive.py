@@ -15,9 +15,9 @@ import parallel_decode as pd
 from parallel_decode._allowance import Allowance
 from parallel_decode.adapters.causal_lm import Adaptive, adaptive
 from parallel_decode.adapters.causal_lm.adaptive import _gain, _Tuner
-from parallel_decode.adapters.causal_lm.memory import APART, KEPT, WIDTHS, Memory, Pace, Record, RowCosts
+from parallel_decode.adapters.causal_lm.memory import APART, FORGET, KEPT, WIDTHS, Memory, Pace, Record, RowCosts
 from parallel_decode.tokens import Draft, Drafting, Last
-from tests.systems import halves
+from tests.systems import halves, theorem
 
 
 def test_costs_between_and_beyond_the_widths_that_were_measured() -> None:
@@ -47,6 +47,19 @@ def test_a_bad_moment_of_the_machine_is_not_charged() -> None:
     for _ in range(2):
         costs.add(4, False, 2.0)
     assert costs.of(4, False, 7.0) == 2.0 and costs.of(4, False, 1.5) == 1.5 and costs.of(4, False) == 2.0
+
+
+def test_a_bad_moment_of_the_machine_is_outlived() -> None:
+    """A width that no pass of some hundred had is as if it was not measured."""
+    costs = RowCosts(rows=1)
+    for _ in range(2):
+        costs.add(16, False, 90.0)
+    for _ in range(256 + 256):
+        costs.add(1, False, 1.0)
+    assert costs.tables[False][16] == pytest.approx(1.45) and costs.tables[False][1] == 1.0
+    for number in range(3 * FORGET):
+        costs.add(16 if number % FORGET < 2 else 1, False, 1.0)
+    assert costs.timings[False].knows(16), "now and then is enough"
 
 
 def test_how_many_drafts_come_true() -> None:
@@ -138,6 +151,19 @@ def test_windows_that_are_too_dear_to_be_lost_are_not_tried() -> None:
     assert len(made.window(0, 100)) == 1
 
 
+def test_windows_that_live_on_predictions_begin_where_the_hardest_part_is_over() -> None:
+    """As long as nothing is known of them: the first rows of a picture have nothing above them."""
+
+    def width(final: int, known: bool) -> int:
+        made = tuner([[1]], [0], slope=0.02)
+        made.drafting.fresh, made.memory.pace.known = True, known
+        made.drafting.texts[0] += [2] * final
+        return len(made.window(final, 100))
+
+    assert width(0, known=False) == 1
+    assert width(13, known=False) > 4 and width(0, known=True) > 4
+
+
 def test_outcomes_of_a_pass_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     made = tuner([[1]], [1], slope=0.0)
     monkeypatch.setattr(adaptive, "CausalLM", System)
@@ -163,7 +189,7 @@ def test_outcomes_of_a_pass_are_counted(monkeypatch: pytest.MonkeyPatch) -> None
     fresh=st.booleans(),
     seed=st.integers(0, 2**16),
 )
-@settings(max_examples=60, deadline=None)
+@settings(theorem, max_examples=60)
 def test_never_much_slower_than_one_token_at_a_time(
     slope: float, mask: float, batch: int, lucky: list[float], bluff: int, per_row: bool, fresh: bool, seed: int
 ) -> None:

@@ -19,7 +19,7 @@ import parallel_decode as pd
 from parallel_decode import _costs, _gains, _tuner
 from parallel_decode._costs import ENOUGH, FORGET, Arm, Costs, recall
 from parallel_decode._gains import Gains, gains_of
-from tests.systems import Rows
+from tests.systems import Rows, theorem
 
 Cost = Callable[[int], float]
 COSTS: dict[str, Cost] = {
@@ -235,15 +235,31 @@ def test_what_no_run_measured_of_late_is_measured_anew() -> None:
     for arm, size in ((Arm(1), 1), (Arm(8), 8), (Arm(64), 64)):
         for _ in range(ENOUGH):
             costs.add(arm, size, float(size))
-    for _ in range(FORGET):
+    for _ in range(8):
         costs.begin_run()
     costs.add(Arm(8), 8, 8.0)
-    for _ in range(FORGET):
+    assert len(costs.windows[False].measured()) == 2
+    for _ in range(8):
         costs.begin_run()
     assert costs.ready and [size for size, _ in costs.windows[False].measured()] == [8]
+    for run in range(17, 8 * FORGET):
+        costs.begin_run()
+        if run % FORGET == 1:
+            costs.add(Arm(8), 8, 8.0)
+    assert costs.windows[False].knows(8), "once in so many runs is enough"
     for seconds in [1.0] + [2.0] * 31:
         costs.add(Arm(8), 8, seconds)
     assert costs.windows[False].seconds(8) == 2.0, "of the last 31"
+
+
+def test_a_bad_moment_of_the_machine_is_outlived(clock: Clock) -> None:
+    """Windows that seemed hopeless in the first run are tried again after few others, and ever more seldom."""
+    busy = [True]
+    system = Timed(clock, lambda n: 1.0 if n == 1 else (20.0 if busy[0] else 1.2), 0.1, 256)
+    assert seconds(clock, system, pd.Auto(secant=False)) > 240
+    busy[0] = False
+    times = [seconds(clock, system, pd.Auto(secant=False)) for _ in range(16)]
+    assert times[0] > 240 and max(times[14:]) < 64
 
 
 def test_passes_for_a_position_by_what_was_counted_and_by_the_law() -> None:
@@ -310,9 +326,11 @@ def test_another_batch_size_begins_with_the_nearest(clock: Clock) -> None:
 POOR = st.just([1]) | st.lists(st.integers(1, 2), min_size=1, max_size=4)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(theorem, max_examples=150)
 @example(costs=[1.5, 1.0, 1.0, 1.5, 3.0, 4.0], gains=[[1]] * 6, collapses=False, layers=1)  # cheap, and no gain
 @example(costs=[1.5, 1.0, 1.0, 1.5, 3.0, 4.0], gains=[[6]] * 6, collapses=True, layers=4)  # good, until it is not
+@example(costs=[1.5, 2.0, 5.0, 1.0, 1.0, 1.0], gains=[[1, 2], [1], [1, 2], [1], [1], [1]], collapses=False, layers=3)
+@example(costs=[1.5, 1.75, 0.625, 2.75, 1, 1], gains=[[1], [5, 8], [1], [1], [1], [1]], collapses=True, layers=2)
 @given(
     costs=st.lists(st.floats(0.5, 6), min_size=6, max_size=6),
     gains=st.lists(POOR | st.lists(st.integers(1, 12), min_size=1, max_size=6), min_size=6, max_size=6),

@@ -1,14 +1,19 @@
 """What `Auto` learnt is kept for other processes, and what is kept can only help."""
 
 import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 import parallel_decode as pd
 from parallel_decode import _costs, _gains
+from parallel_decode.adapters.tarflow import TarFlow
 from tests.test_auto import COSTS, Clock, Timed, clock
 
 __all__ = ["clock"]
@@ -132,3 +137,45 @@ def test_what_is_kept_is_what_is_known(clock: Clock, folder: Path) -> None:
     assert known["single"] == [[1, 1.0]]
     assert known["windows"][0] == [list(each) for each in costs.windows[False].measured()]
     assert {(width, corrected) for width, corrected, *_ in known["counts"]} == set(by_batch[2].counts)
+
+
+KILLED = """
+import os, random, signal, sys, time
+from parallel_decode import _disk_cache
+
+random.seed(0)
+_disk_cache.remember("auto", "key", [0] * 10_000)
+for _ in range(20):
+    child = os.fork()
+    if child == 0:
+        for number in range(10**9):
+            _disk_cache.remember("auto", "key", [number] * 10_000)
+    time.sleep(random.uniform(0, 0.02))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    value = _disk_cache.recall("auto", "key")
+    assert value is not None and len(value) == 10_000 and len(set(value)) == 1, value
+    print(value[0])
+"""
+
+
+def test_a_process_that_is_killed_while_it_writes_leaves_all_of_the_file(folder: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert max(map(int, done.stdout.split())) > 0, "they wrote"
+
+
+def test_two_threads_may_sample_at_once(folder: Path) -> None:
+    """Each from a flow of its own, of one size and so of one table of costs; samples are those of sequential decoding."""
+    torch.manual_seed(0)
+    flows = [TarFlow(1, 8, 1, 64, 2, 1).double() for _ in range(2)]
+    for flow in flows:
+        torch.nn.init.normal_(flow.blocks[0].proj_out.weight, std=0.02)  # type: ignore[union-attr,arg-type]
+    z = torch.randn(2, 64, 1, dtype=torch.double)
+    truth = [flow.sample(z=z, schedule="sequential") for flow in flows]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda flow: [flow.sample(z=z) for _ in range(8)], flows))
+    for drawn, expected in zip(found, truth, strict=True):
+        for x in drawn:
+            torch.testing.assert_close(x, expected, rtol=0, atol=1e-6)
+    assert list(folder.glob("*.json"))

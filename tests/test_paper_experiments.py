@@ -2,10 +2,12 @@
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,11 +16,12 @@ from typer.testing import CliRunner
 
 import parallel_decode as pd
 from paper_repro import report
-from paper_repro.__main__ import app, measure
+from paper_repro.__main__ import app
 from paper_repro.catalogue import EXPERIMENTS
 from paper_repro.data import Digits
 from paper_repro.experiments import convergence, maf, methods, reconstruction, regularise, tau
 from paper_repro.experiments.table import table
+from paper_repro.measure import CORES, measure, side_by_side
 from paper_repro.setup import Setup, obtain
 from parallel_decode.adapters.tarflow import TarFlow
 from parallel_decode.adapters.tarflow.decoding import BlockSystem
@@ -74,31 +77,32 @@ def test_everything_goes_on_where_it_was_stopped_and_ends_in_a_report(tmp_path: 
     assert again.output.count("there already") == len(EXPERIMENTS)
 
 
-def test_data_sets_are_done_side_by_side_and_end_in_one_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[list[str]] = []
-
-    class Process:
-        """One experiment of the data set that is named, here and now."""
-
-        def __init__(self, command: list[str], env: dict[str, str]) -> None:
-            started.append(command[3:])
-            assert env["OMP_NUM_THREADS"] == "3"
-            setup = obtain(command[command.index("--data") + 1], tmp_path / command[5], scale="smoke", steps=2)
-            measure(setup, "start")
-
-        def wait(self) -> int:
-            return 0 if len(started) <= 2 else 1
-
-    monkeypatch.setattr("paper_repro.__main__.subprocess", SimpleNamespace(Popen=Process))
-    monkeypatch.setattr("paper_repro.__main__.CORES", 7)
-    words = ["all", "--data", "digits,photos", "--smoke", "--steps", "2", "--skip", "tau", "--out", str(tmp_path)]
-    assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
-    common = ["--smoke", "--out", str(tmp_path), "--steps", "2", "--skip"]
-    assert started == [["all", "--data", "digits", *common, "tau"], ["all", "--data", "photos", *common, "tau,maf"]]
+@pytest.mark.slow
+@pytest.mark.skipif(CORES < 2, reason="one core")
+def test_experiments_are_done_side_by_side_and_end_in_one_report(tmp_path: Path) -> None:
+    skip = ",".join({*EXPERIMENTS} - {"start", "maf"})
+    words = ["all", "--data", "digits,photos", "--smoke", "--steps", "2", "--skip", skip, "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "paper_repro", *words]
+    subprocess.run(command, check=True)
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*.json")}
+    assert found == {"digits/start.json", "photos/start.json", "digits/maf.json"}
     assert (tmp_path / "report.html").read_text().count("<h2>") == 2
-    done = CliRunner().invoke(app, [*words, "--again"])
-    assert done.exit_code == 2 and "digits and photos stopped" in done.output
+    (tmp_path / "photos" / "start.json").write_text("{")
+    again = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert again.returncode == 2 and "photos/start.json is damaged" in again.stderr and "Traceback" not in again.stderr
     assert CliRunner().invoke(app, [*words[:3], "--skip", "sleep"]).exit_code == 2
+
+
+class Killed:
+    """Ends the process that is given it."""
+
+    def __reduce__(self) -> Any:
+        return os._exit, (9,)
+
+
+def test_a_process_that_is_killed_is_one_line() -> None:
+    with pytest.raises(ValueError, match="a process was killed"):
+        side_by_side({(Killed(),): []})
 
 
 def test_figures_of_another_flow_or_scale_are_not_taken_for_these(setup: Setup) -> None:

@@ -26,7 +26,7 @@ class Adaptive(Schedule):
 
     What a pass costs by its width is measured as it runs, and how often drafts of each kind come true is counted (the first token, and each further one
     given those before it); both are remembered within the process. Windows that turn out to lose are given up: what may be lost is two passes, and half a
-    percent of all (where windows live on the predictions of earlier passes, as of image tokens, up to 16 passes and 2%).
+    percent of all (where windows live on the predictions of earlier passes, as of image tokens, 16 passes and 2% of all).
 
     Attributes:
         most: the widest window.
@@ -65,7 +65,7 @@ def _allowance(system: CausalLM) -> Allowance:
     """Windows that live on the predictions of the passes before gain little for some passes, and may cost that; of drafts each one tells at once."""
     if not system.drafting.fresh:
         return Allowance()
-    return Allowance(free=min(16.0, system.length / 16), share=0.02, most=min(32.0, system.length / 8))
+    return Allowance(free=min(16.0, system.length / 16), share=0.02, most=min(64.0, system.length / 4))
 
 
 _COSTS: dict[Hashable, dict[int, RowCosts]] = {}  # by rows
@@ -105,7 +105,8 @@ class _Tuner:
             if self.passes > 1:  # the first reads the prompt
                 self.rows.add(self.read, self.apart, now - self.began)
                 self._settle(self.before - distance, now - self.began)
-                self.memory.pace.add(self.read, self.before - distance)
+                if not self._early(left):
+                    self.memory.pace.add(self.read, self.before - distance)
             self.rows, self.before = self._rows(), distance
             self.passes += 1
             if self.drafting.outcomes or not self.passes % 16:  # something may have changed
@@ -139,6 +140,10 @@ class _Tuner:
         drafting = self.drafting
         return {row: left for row in drafting.going() if (left := drafting.length - drafting.final(row)) > 0}
 
+    def _early(self, left: dict[int, int]) -> bool:
+        """Whether all are in the first eighth, which is the hardest: the first rows of a picture, with nothing above them."""
+        return 8 * max(left.values(), default=0) > 7 * self.drafting.length
+
     def _best(self, left: dict[int, int], distance: float) -> int:
         """The width for the drafts that there are now; notes whether rows have windows of their own."""
         costs, kinds, most = self.rows, tuple(self.drafting.kinds), max(left.values(), default=1)
@@ -149,7 +154,8 @@ class _Tuner:
         lead = most - distance  # worth nothing, if rows wait for the slowest
         keeping = most * (costs.tables[True][1] / single - 1)  # what it takes to keep it
         self.ragged = apart and keeping < lead
-        if not costs.timings[False].knows(1):
+        untried = self.drafting.fresh and not self.memory.pace.known
+        if not costs.timings[False].knows(1) or (untried and self._early(left)):
             return 1
         table, owed = costs.tables[apart], min(lead, keeping) if apart else 0.0
         slow = self.memory.pace.k if self.drafting.fresh else 1.0  # passes before a window gains what it will
@@ -164,13 +170,12 @@ class _Tuner:
             if bound > MARGIN * rates[1]:
                 rates |= {width: _gain(terms, width) / table[width] for width in widths}
         best = max(rates, key=rates.__getitem__)
-        if rates[best] <= MARGIN * rates[1]:
+        margin = 1.0 if self.drafting.fresh and self.read > 1 else MARGIN  # its predictions are worth more
+        if rates[best] <= margin * rates[1]:
             self.dull.add(kinds)
             return 1
         self.ragged = self.per_row
-        keeps = (
-            self.drafting.fresh and rates.get(self.read, 0.0) > KEEPS * rates[best]
-        )  # its predictions are worth more
+        keeps = self.drafting.fresh and rates.get(self.read, 0.0) > KEEPS * rates[best]
         return self.read if keeps else best
 
     def _terms(self, left: dict[int, int], distance: float) -> list[tuple[float, float, float]]:

@@ -8,6 +8,7 @@ SLOWER = 0.03  # for each further token of a pass, as long as nothing was measur
 APART = 1.1  # likewise, of rows at fronts of their own, which need a mask
 KEPT = 15  # samples of what a pass costs
 ENOUGH = 2  # of them are believed
+FORGET = 4096  # passes, and fewer at first, after which a width that none of them had is measured anew: the machine may have been busy when it was
 
 
 class RowCosts:
@@ -24,11 +25,15 @@ class RowCosts:
             return seconds * (1 + slower * (size - 1)) / (1 + slower * (near - 1))
 
         self.timings = {apart: Timings(beyond, int, ENOUGH, KEPT) for apart in (False, True)}
-        self.added = 0
+        self.added, self._due = 0, 256
         self._tabulate()
 
     def add(self, size: int, apart: bool, seconds: float) -> None:
         self.added += 1
+        if self.added == self._due:
+            self._due += min(self._due, FORGET)
+            for timings in self.timings.values():
+                timings.forget()
         if self.timings[apart].add(size, seconds) or self.added % 32 == 0:
             self._tabulate()
 
@@ -82,12 +87,13 @@ class Pace:
 
     Attributes:
         k: passes that a position takes from when a window reaches it.
+        known: whether that was measured.
     """
 
     c = 0.12  # 0.11 to 0.16 on the image tokens of the benchmarks, and k 1.7 to 2
 
     def __init__(self) -> None:
-        self.k = 2.0
+        self.k, self.known = 2.0, False
         self.width = self.passes = 0
         self.gained = 0.0
 
@@ -102,8 +108,8 @@ class Pace:
         self.gained += gained if 4 * self.passes > width else 0.0
         if width > 1 and self.passes >= max(width, 8):
             seen = (self.passes - width // 4) / max(self.gained, 0.1)
-            self.k = (self.k + max(1.0, (seen - self.c) * width)) / 2
-            self.width = 0
+            self.k += (max(1.0, (seen - self.c) * width) - self.k) / 4
+            self.width, self.known = 0, True
 
 
 class Memory:

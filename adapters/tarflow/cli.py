@@ -5,127 +5,27 @@ import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
-import matplotlib
-import numpy as np
 import torch
-import torch.nn.functional as F
 import typer
-from matplotlib import pyplot as plt
-from matplotlib.image import imsave
-from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
 
-from parallel_decode._command_line import Command, Seed, as_device, check_picture
-from parallel_decode._outputs import aside, check_files
+from parallel_decode._command_line import Command, Seed, as_device
+from parallel_decode._outputs import check_files
 from parallel_decode.adapters.itarflow.load import load
 from parallel_decode.adapters.tarflow import digits
 from parallel_decode.adapters.tarflow.base import Flow
 from parallel_decode.adapters.tarflow.bench import probes
 from parallel_decode.adapters.tarflow.bench.command import command as bench
 from parallel_decode.adapters.tarflow.bench.measure import precision
+from parallel_decode.adapters.tarflow.demo import demo
+from parallel_decode.adapters.tarflow.pictures import save
 from parallel_decode.adapters.tarflow.shard_files import MANIFEST
 from parallel_decode.adapters.tarflow.shards import SHARD_SIZE, draw, images, noise
 from parallel_decode.selective import as_schedule
-from parallel_decode.solution import Solution
-from parallel_decode.solver import solve
 
-matplotlib.use("agg")
 app = typer.Typer()
+app.command(cls=Command)(demo)
 app.command("bench", cls=Command)(bench())
 app.command("probe", cls=Command)(probes.command)
-
-
-@app.command(cls=Command)
-def demo(
-    out: Annotated[Path, typer.Option(help="where to draw the samples and the fronts", dir_okay=False)] = Path(
-        "demo.png"
-    ),
-    n: Annotated[int, typer.Option(help="how many digits, in one batch", min=1, max=4096)] = 16,
-    seed: Seed = 0,
-    guidance: Annotated[float, typer.Option(help="strength of class guidance", min=0)] = 0.0,
-    runs: Annotated[int, typer.Option(help="runs of each schedule, in turn; the median time counts", min=1)] = 5,
-    learn: Annotated[int, typer.Option(help="runs of auto before, in which it finds its windows", min=0)] = 25,
-) -> None:
-    """Draw digits from one noise by four schedules: the same digits, in fewer passes."""
-    check_picture(out, ".png", ".jpg", ".pdf", ".svg")
-    console, flow = Console(), digits()
-    z = torch.randn(n, *flow.var.shape, generator=torch.Generator().manual_seed(seed))
-    y = torch.arange(n) % flow.num_classes
-    schedules = ("sequential", "jacobi", "selective", "auto")
-
-    def draw(schedule: str) -> Solution:
-        return solve(flow.system(z, y=y, guidance=guidance), schedule).raise_for_status()
-
-    with console.status(f"drawing {n} digits by each schedule ..."):
-        for _ in range(learn):
-            draw("auto")
-        drawn = [{schedule: draw(schedule) for schedule in schedules} for _ in range(runs)]
-    seconds = {name: sorted(sum(s.seconds for s in run[name].layers) for run in drawn)[runs // 2] for name in schedules}
-    solutions = drawn[-1]
-    truth = solutions["sequential"].value
-
-    table = Table(
-        title=f"{n} digit{'s' * (n > 1)} from one noise, {len(flow.blocks)} blocks of {flow.var.shape[0]} positions"
-    )
-    for column in ("schedule", "passes", "positions", "seconds", "speed-up", "deviation"):
-        table.add_column(column, justify="left" if column == "schedule" else "right", no_wrap=True)
-    for name, solution in solutions.items():
-        table.add_row(
-            name,
-            " ".join(str(layer.passes) for layer in solution.layers),
-            str(sum(layer.positions for layer in solution.layers)),
-            f"{seconds[name]:.2f}",
-            f"{seconds['sequential'] / seconds[name]:.2f}x",
-            f"{(solution.value - truth).abs().max().item():.1e}",
-        )
-    console.print(table)
-    console.print(
-        "passes: of each block. positions: evaluated for each digit. seconds: the median of "
-        f"{runs} interleaved runs. deviation: the largest from sequential, on images in [-1, 1], where a level of "
-        "8 bits is 7.8e-3. Selective is the rule of SeJD: the first block sequential, the others Jacobi. Auto had "
-        f"{learn} runs before, in which it finds its windows."
-    )
-    clean = {name: flow.denoised(solution.value, y) for name, solution in solutions.items()}
-    _picture(clean, solutions, out)
-    typer.echo(f"The samples side by side, and the fronts of each block: {out}")
-
-
-def _picture(images: dict[str, Tensor], solutions: dict[str, Solution], out: Path) -> None:
-    depth = len(next(iter(solutions.values())).layers)
-    figure = plt.figure(figsize=(12, 6.2), layout="constrained")
-    halves = figure.add_gridspec(2, 1, height_ratios=[1.15, 1])
-    samples, fronts = halves[0].subgridspec(2, 2), halves[1].subgridspec(1, depth)
-    for index, (name, x) in enumerate(images.items()):
-        axes = figure.add_subplot(samples[index // 2, index % 2])
-        axes.imshow(_grid(x, columns=min(len(x), 8)), cmap="gray", vmin=0, vmax=1)
-        axes.set_title(name, fontsize=10)
-        axes.set_axis_off()
-    for index in range(depth):
-        axes = figure.add_subplot(fronts[index])
-        for name, solution in solutions.items():
-            layer = solution.layers[index]
-            axes.plot(range(layer.passes + 1), [0, *layer.fronts.float().mean(1).tolist()], label=name)
-        axes.set(title=f"block {index + 1}", xlabel="passes", xscale="symlog")
-        if index == 0:
-            axes.set_ylabel("front (mean over the digits)")
-            axes.legend(fontsize=8)
-    with aside(out) as part:
-        figure.savefig(part, format=out.suffix[1:].lower(), dpi=120)
-    plt.close(figure)
-
-
-def _grid(images: Tensor, columns: int) -> NDArray[np.float32]:
-    """Images (B, C, H, W) in [-1, 1] as one, a pixel apart, (height, width) or with 3 channels last, in [0, 1]."""
-    images = ((images.float().cpu() + 1) / 2).clamp(0, 1)
-    if len(images) > 1:
-        images = F.pad(images, (1, 1, 1, 1), value=0.5)
-    rows = -(-len(images) // columns)
-    filled = torch.cat([images, images.new_zeros(rows * columns - len(images), *images.shape[1:])])
-    grid = filled.reshape(rows, columns, *images.shape[1:]).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
-    array: NDArray[np.float32] = (grid[..., 0] if grid.shape[-1] == 1 else grid[..., :3]).numpy()
-    return array
 
 
 @app.command(cls=Command)
@@ -206,7 +106,7 @@ def sample(
         if redrawn:
             lines.append(f"{len(redrawn)} x drawn again, as they were not finite: images {redrawn}")
         if rank == 0:
-            _save(files[-1], next(images(out, world=world))[:64] / 127.5 - 1, 8)
+            save(files[-1], next(images(out, world=world))[:64] / 127.5 - 1, 8)
     for line in lines:
         typer.echo(line)
 
@@ -234,18 +134,13 @@ def _singly(flow: Flow, files: list[Path], seed: int, labels: list[int] | None, 
         raise ValueError("some images are not finite once they are denoised: check the model and --noise-std")
     grid.parent.mkdir(parents=True, exist_ok=True)
     for file, image in zip(singles, x, strict=True):
-        _save(file, image[None], 1)
-    _save(grid, x, min(len(x), 8))
+        save(file, image[None], 1)
+    save(grid, x, min(len(x), 8))
     seconds = sum(layer.seconds for layer in solution.layers)
     return [
         f"{len(x)} images in {seconds:.2f} s and {solution.passes} passes: {grid}",
         *(f"{solution.status.count(status)} x {status.value}" for status in dict.fromkeys(solution.status)),
     ]
-
-
-def _save(path: Path, images: Tensor, columns: int) -> None:
-    with aside(path) as part:
-        imsave(part, _grid(images, columns), format="png", cmap="gray", vmin=0, vmax=1)
 
 
 def _labels(text: str | None, num_classes: int) -> list[int] | None:

@@ -48,7 +48,7 @@ def penalty(flow: TarFlow, x: Tensor, y: Tensor | None) -> Tensor:
 def run(setup: Setup) -> dict[str, Any]:
     """Trains a flow for each weight of the penalty, from the same seed on the same batches."""
     images = setup.needed_images()
-    steps = setup.pick(20_000, 500, 2)
+    steps = setup.pick(20_000, 300, 2)
     rows = []
     for weight in WEIGHTS:
         folder = setup.out / f"regularise_{weight}"
