@@ -4,7 +4,7 @@ Decoding takes the weights out of modules that are as this package built them, w
 was changed is called as it is; what decoding never calls (a whole block, the flow) may not be changed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -74,19 +74,25 @@ def _hooked(module: nn.Module) -> bool:
     )
 
 
-def check_decodable(flow: "TarFlow") -> None:
-    """Raise a ValueError if samples would not be the inverse of `forward` as it is now."""
+def check_called(flow: nn.Module, blocks: Iterable[nn.Module]) -> None:
+    """Raise a ValueError if the flow or one of its blocks was changed, which sampling inverts without calling it."""
     if _hooked(flow) or "forward" in vars(flow):
         raise ValueError(
             "the flow has hooks, or a forward that was replaced: sampling inverts its blocks without calling it. Remove them "
             "to draw samples (of torch.nn.modules.module for global hooks; accelerate: unwrap_model(flow, keep_fp32_wrapper=False))"
         )
-    for index, block in enumerate(flow.blocks):
+    for index, block in enumerate(blocks):
         if not _unchanged(uncompiled(block)):
             raise ValueError(
                 f"block {index} is a {type(block).__name__} with hooks or a forward of its own: sampling inverts a block without "
                 "calling it. Change modules inside of it, which are called, or remove this to draw samples"
             )
+
+
+def check_decodable(flow: "TarFlow") -> None:
+    """Raise a ValueError if samples would not be the inverse of `forward` as it is now."""
+    check_called(flow, flow.blocks)
+    for index, block in enumerate(flow.blocks):
         block = cast("MetaBlock", block)
         with torch.autocast(flow.var.device.type, enabled=False):
             decodable = not block.changed() or _decodes_as_forward(block, flow.var.shape[1])

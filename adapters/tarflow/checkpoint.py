@@ -56,8 +56,8 @@ class Config:
             )
 
 
-def folder_config(folder: Path, known: set[str]) -> dict[str, Any]:
-    """The arguments in a folder's config.json.
+def folder_config(folder: Path, known: set[str], what: str = "TarFlow") -> dict[str, Any]:
+    """The arguments in a folder's config.json, of what is so called.
 
     Raises:
         ValueError: the file is missing or damaged, or names something else than `known`.
@@ -70,7 +70,7 @@ def folder_config(folder: Path, known: set[str]) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} cannot be read, it may be damaged: {reason(error)}") from None
     if not isinstance(config, dict) or not config.keys() <= known:
-        raise ValueError(f"{path} is not the configuration of a TarFlow, which holds {', '.join(sorted(known))}")
+        raise ValueError(f"{path} is not the configuration of a {what}, which holds {', '.join(sorted(known))}")
     return config
 
 

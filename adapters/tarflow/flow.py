@@ -3,30 +3,25 @@
 import inspect
 import math
 import os
-import warnings
-from dataclasses import replace
+from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin, snapshot_download
-from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
 
-from parallel_decode._fingerprint import fingerprint
 from parallel_decode._weight_files import fill, read_weights
 from parallel_decode.adapters.tarflow import checkpoint
 from parallel_decode.adapters.tarflow.decoding import FlowSystem, Guidance
+from parallel_decode.adapters.tarflow.family import Flow, native
 from parallel_decode.adapters.tarflow.inputs import Labels, as_labels, check_floats, labels_of, standard_normal
 from parallel_decode.adapters.tarflow.model import MetaBlock
 from parallel_decode.cached.graphs import graphs_of
 from parallel_decode.schedules import Schedule
 from parallel_decode.selective import Selective
 from parallel_decode.solution import Solution
-from parallel_decode.solver import solve
 from parallel_decode.system import LayeredSystem
 
 
@@ -35,7 +30,7 @@ def _fixed(name: str) -> Any:
     return property(lambda flow: getattr(flow._hub_mixin_config, name))
 
 
-class TarFlow(nn.Module, PyTorchModelHubMixin):
+class TarFlow(Flow):
     """A TarFlow over images.
 
     Args:
@@ -64,7 +59,6 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
         torch.Size([2, 1, 8, 8])
     """
 
-    var: Tensor
     in_channels: int = _fixed("in_channels")
     img_size: int = _fixed("img_size")
     patch_size: int = _fixed("patch_size")
@@ -85,21 +79,13 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
     ) -> None:
         super().__init__()
         given = in_channels, img_size, patch_size, channels, num_blocks, layers_per_block, nvp, num_classes, noise_std
-        self._hub_mixin_config: Any = checkpoint.Config(*map(_native, given))  # what `save_pretrained` writes
+        self._hub_mixin_config: Any = checkpoint.Config(*map(native, given))  # what `save_pretrained` writes
         length, dim = (img_size // patch_size) ** 2, in_channels * patch_size**2
         self.blocks = nn.ModuleList(
             MetaBlock(dim, channels, length, layers_per_block, i % 2 == 1, nvp, num_classes) for i in range(num_blocks)
         )
         self.register_buffer("var", torch.ones(length, dim))  # of z: learned where the blocks only shift
         self.register_load_state_dict_pre_hook(_without_masks)  # type: ignore[no-untyped-call]
-
-    @property
-    def noise_std(self) -> float | None:
-        return self._hub_mixin_config.noise_std  # type: ignore[no-any-return]
-
-    @noise_std.setter
-    def noise_std(self, value: float | None) -> None:
-        self._hub_mixin_config = replace(self._hub_mixin_config, noise_std=_native(value))
 
     def patchify(self, x: Tensor) -> Tensor:
         """Images (B, in_channels, img_size, img_size) to patches (B, L, D)."""
@@ -197,10 +183,6 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
             y = torch.arange(batch_size) % self.num_classes
         return self.system(z, y=y, **options)
 
-    def fingerprint(self) -> str:
-        """What a plan knows the flow by: a hash of the names and shapes of the weights, and of some of their values."""
-        return fingerprint(self)
-
     def sample(
         self,
         n: int | None = None,
@@ -256,17 +238,16 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
         if z is None:
             z = standard_normal(rows.pop(), self.var, generator)
         system = self.system(z, y=labels, **options)
-        if tol is None:
-            tol = _low_precision_tol(self.var)
-        solution = solve(system, schedule, tol=tol, progress=progress, differentiable=differentiable)
-        images = self.denoised(solution.value, labels) if denoise else solution.value
-        told = [
-            return_solution and not status.succeeded for status in solution.status
-        ]  # to the caller, by the solution
-        finite = images.flatten(1).isfinite().all(1).tolist()
-        if bad := [row for row in range(len(z)) if not (finite[row] or told[row])]:
-            warnings.warn(f"images {bad} of {len(z)} are not finite: draw them from another z", stacklevel=2)
-        return (images, solution) if return_solution else images
+        finish = partial(self.denoised, y=labels) if denoise else None
+        return self._drawn(
+            system,
+            schedule,
+            finish,
+            tol=tol,
+            progress=progress,
+            return_solution=return_solution,
+            differentiable=differentiable,
+        )
 
     def denoised(self, x: Tensor, y: Labels | None = None) -> Tensor:
         """x + noise_std^2 grad log p(x): the mean of the clean image given the noisy one, if p is right (Tweedie).
@@ -279,63 +260,8 @@ class TarFlow(nn.Module, PyTorchModelHubMixin):
             TypeError: x is no tensor.
             ValueError: x or y does not fit this flow, or the flow does not know the `noise_std` of its training.
         """
-        variance = self._check_denoising()
         check_floats("x", x, (self.in_channels, self.img_size, self.img_size), self.var.device)
-        with torch.inference_mode(False), torch.enable_grad():
-            x = x.detach().clone().requires_grad_()  # a tensor of inference mode has no gradient, its clone has
-            (score,) = torch.autograd.grad(self.log_prob(x, y).sum(), x)
-        return x.detach() + variance * score
-
-    def _check_denoising(self) -> float:
-        """The variance of the noise."""
-        if self.noise_std is None:
-            raise ValueError(
-                "denoising needs the standard deviation of the training noise: pass noise_std= to the flow"
-            )
-        if any(tensor.is_inference() for tensor in (*self.parameters(), *self.buffers())):
-            raise ValueError(
-                "denoising needs a gradient, and the flow's weights were made in torch.inference_mode(): load it outside"
-            )
-        return self.noise_std * self.noise_std
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        force_download: bool = False,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        revision: str | None = None,
-        **config: Any,
-    ) -> "TarFlow":
-        """A flow from a folder that `save_pretrained` wrote, or from a repository of the Hugging Face Hub.
-
-        Args:
-            pretrained_model_name_or_path: the folder, or the name of a repository.
-            force_download, token, cache_dir, local_files_only, revision: see `huggingface_hub.snapshot_download`.
-            config: arguments of `TarFlow`.
-
-        Raises:
-            FileNotFoundError: nothing is there.
-            ValueError: see `from_checkpoint`.
-        """
-        name = pretrained_model_name_or_path
-        if not os.path.lexists(name):
-            try:
-                name = snapshot_download(
-                    str(name),
-                    allow_patterns=["config.json", "model.safetensors"],
-                    force_download=force_download,
-                    token=token,
-                    cache_dir=cache_dir,
-                    local_files_only=local_files_only,
-                    revision=revision,
-                )
-            except HFValidationError:
-                raise FileNotFoundError(f"{name} does not exist, and is no name of a repository of the Hub") from None
-        return cls.from_checkpoint(name, **config)
+        return self._tweedie(x, partial(self.log_prob, y=y))
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, **config: Any) -> "TarFlow":
@@ -382,18 +308,6 @@ def digits() -> TarFlow:
         return TarFlow.from_checkpoint(folder)
 
 
-def _native(value: Any) -> Any:
-    """Numbers of numpy as Python's, which JSON can hold."""
-    return value.item() if isinstance(value, np.generic) else value
-
-
 def _without_masks(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     for key in [key for key in state if key.startswith(prefix) and key.endswith(".attn_mask")]:
         del state[key]
-
-
-def _low_precision_tol(like: Tensor) -> float | None:
-    """The unit roundoff: with twice that, images are half as far again from float32 as sequential ones are (docs/performance.md)."""
-    device = like.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
-    return torch.finfo(dtype).eps / 2 if dtype in (torch.bfloat16, torch.float16) else None

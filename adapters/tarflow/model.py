@@ -26,8 +26,8 @@ class MetaBlock(nn.Module):
         super().__init__()
         self.flip, self.nvp = flip, nvp
         self.proj_in = nn.Linear(patch_dim, channels)
-        self.pos_embed = _embedding(num_patches, channels)
-        self.class_embed = _embedding(num_classes, 1, channels) if num_classes else None
+        self.pos_embed = embedding(num_patches, channels)
+        self.class_embed = embedding(num_classes, 1, channels) if num_classes else None
         self.attn_blocks = nn.ModuleList(AttentionBlock(channels) for _ in range(num_layers))
         self.proj_out = nn.Linear(channels, patch_dim * (2 if nvp else 1))
         nn.init.zeros_(self.proj_out.weight)
@@ -94,7 +94,7 @@ class MetaBlock(nn.Module):
         return self.permuted(reads.complete((reads.targets(x) - b) * (-a).exp(), x)), -a.sum((1, 2))
 
 
-def _embedding(*shape: int) -> nn.Parameter:
+def embedding(*shape: int) -> nn.Parameter:
     """Small random numbers; none on the meta device, where drawing them would import half of torch's compiler."""
     value = torch.empty(shape)
     return nn.Parameter(value if value.is_meta else torch.randn(shape) * 1e-2)
