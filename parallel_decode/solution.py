@@ -5,6 +5,7 @@ from enum import Enum
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from parallel_decode._trace import Trace
@@ -101,12 +102,12 @@ class Solution:
     @property
     def residual(self) -> Tensor | None:
         """With `verify=True`, the largest residual of each row over layers and positions, shape (B,); else None."""
-        residuals = [
-            layer.residual.amax(1) if layer.residual.shape[1] else layer.residual.new_zeros(len(layer.residual))
-            for layer in self.layers
-            if layer.residual is not None
-        ]
-        return torch.stack(residuals).amax(0) if residuals else None
+        residuals = [F.pad(layer.residual, (0, 1)) for layer in self.layers if layer.residual is not None]
+        if not residuals:
+            return None
+        rows = min(map(len, residuals))  # a layer may have several for each
+        each = [residual.reshape(rows, residual.numel() // max(rows, 1)).amax(1) for residual in residuals]
+        return torch.stack(each).amax(0)
 
     def raise_for_status(self) -> "Solution":
         """The solution itself, if every row succeeded.
