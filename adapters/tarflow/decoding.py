@@ -79,6 +79,7 @@ class BlockSystem(TriangularSystem):
     """The inverse of one block: x_l = z_l exp(a_l(x_<l)) + b_l(x_<l), in the block's order."""
 
     ragged = True
+    prefix = 0
 
     def __init__(
         self,
@@ -125,6 +126,10 @@ class BlockSystem(TriangularSystem):
                 return window.take(self._transform(x, self.z, reads, self._prepared(dtype), None))
             with torch.inference_mode():
                 return self._decode(x, window, dtype)
+
+    def affine(self, x: Tensor, reads: Reads) -> tuple[Tensor, Tensor]:
+        """a and b at what is read, without guidance."""
+        return self.block.affine(reads.take(x), self.block.weights(self.y), reads)
 
     def select(self, rows: Tensor) -> "BlockSystem | None":
         if self.graphs is not None:  # they are for one batch size

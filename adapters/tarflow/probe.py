@@ -4,20 +4,20 @@ Shapes: B batch, L positions, D values of a position.
 """
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallel_decode.adapters.tarflow.decoding import BlockSystem
-from parallel_decode.adapters.tarflow.flow import TarFlow
 from parallel_decode.cached import Reads
 from parallel_decode.schedules import Jacobi, Sliding
 from parallel_decode.solver import solve
-from parallel_decode.system import TriangularSystem
+from parallel_decode.system import LayeredSystem, TriangularSystem
 from parallel_decode.window import Window
 
 
@@ -60,27 +60,35 @@ class Probe:
         Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
 
 
+class Example(Protocol):
+    """A flow, such as a TarFlow, whose layers have a `block`, `z`, `prefix` (inputs before the first position) and `affine`."""
+
+    def example(
+        self, batch_size: int, *, generator: torch.Generator | None = None, **options: Any
+    ) -> LayeredSystem: ...
+
+
 @torch.no_grad()
 def probe(
-    flow: TarFlow,
+    flow: Example,
     n: int = 8,
     *,
-    y: Tensor | None = None,
     generator: torch.Generator | None = None,
     hidden: Sequence[int] = (1, 2, 5),
     lags: Sequence[int] | None = None,
     positions: int = 16,
+    **options: Any,
 ) -> Probe:
     """Draw images, and look at how each block came to its part of them.
 
     Args:
         flow: the flow.
         n: how many images.
-        y: classes, shape (n,); all in turn by default.
         generator: for the noise.
         hidden: how many of the nearest predecessors are hidden from attention, in turn.
         lags: of the Jacobian; 1 to 4, and around one and two rows of patches, by default.
         positions: how many positions the mean Jacobian is taken over, evenly spaced.
+        options: of `flow.example`: classes `y`, shape (n,), which are all in turn by default, or texts.
 
     Raises:
         ValueError: a number is out of its range.
@@ -96,32 +104,32 @@ def probe(
         >>> len(found.blocks), found.blocks[0].redundancy[1][1] < 1e-5  # a new flow is nearly the identity
         (2, True)
     """
-    length, side = len(flow.var), flow.img_size // flow.patch_size
-    near = [1, 2, 3, 4, side - 1, side, side + 1, 2 * side]
-    lags = sorted({lag for lag in near if 1 <= lag < length}) if lags is None else list(lags)
     if n < 1 or positions < 1:
         raise ValueError(f"n is {n} and positions {positions}, expected at least 1 each")
-    if any(not 1 <= o < length for o in (*hidden, *lags)):
-        raise ValueError(f"hidden is {list(hidden)} and lags {lags}, expected numbers from 1 to {length - 1}")
-    system = flow.example(n, y=y, generator=generator)
+    system = flow.example(n, generator=generator, **options)
     blocks: list[BlockProbe] = []
 
     def probe_layer(index: int, make: Callable[[], TriangularSystem]) -> Tensor:
         layer = make()
-        assert isinstance(layer, BlockSystem)
+        length, side = layer.length, math.isqrt(layer.length)
+        near = {1, 2, 3, 4, side - 1, side, side + 1, 2 * side}
+        own = sorted(lag for lag in near if 1 <= lag < length) if lags is None else list(lags)
+        if any(not 1 <= o < length for o in (*hidden, *own)):
+            raise ValueError(f"hidden is {list(hidden)} and lags {own}, expected numbers from 1 to {length - 1}")
         value = solve(layer, "sequential").value
-        blocks.append(_block(layer, value, hidden, lags, positions))
+        blocks.append(_block(layer, value, hidden, own, positions))
         return value
 
     system.walk(probe_layer)
     return Probe(tuple(blocks), n)
 
 
-def _block(layer: BlockSystem, x: Tensor, hidden: Sequence[int], lags: Sequence[int], positions: int) -> BlockProbe:
+def _block(layer: Any, x: Tensor, hidden: Sequence[int], lags: Sequence[int], positions: int) -> BlockProbe:
     block, z = layer.block, layer.z
     full = Window.full(layer.length)
     starts = {"system": z, "zeros": torch.cat([x[:, :1], torch.zeros_like(x[:, 1:])], 1)}
-    a = F.pad(Masked(layer, 0).affine(x)[0], (0, 0, 1, 0))
+    plain = Masked(layer, 0)
+    a = plain.reads.complete(plain.affine(x)[0], torch.zeros_like(x))
     norms = [float(torch.linalg.matrix_norm(w, ord=2)) for w in block.proj_out.weight.chunk(2 if block.nvp else 1)]
     scale = norms[0] if block.nvp else 0.0
     redundancy = {}
@@ -176,16 +184,17 @@ def mean_jacobian(system: TriangularSystem, x: Tensor, lag: int, positions: int 
 class Masked(TriangularSystem):
     """The inverse of a block that does not attend to the `hidden` nearest predecessors of the position it computes.
 
-    They are masked in the attention of all layers; where that hides everything, the first position stays visible. The value
+    They are masked in the attention of all layers; what comes before the first position, or that where nothing does, stays visible. The value
     of the nearest predecessor still enters by the residual stream, as it is what the transformer reads there.
     """
 
-    def __init__(self, layer: BlockSystem, hidden: int) -> None:
-        self.z, self.block, self.weights = layer.z, layer.block, layer.block.weights(layer.y)
-        self.reads = Reads(Window.full(layer.length), layer.length)
+    def __init__(self, layer: Any, hidden: int) -> None:
+        self.layer, prefix = layer, layer.prefix
+        self.z: Tensor = layer.z
+        self.reads = Reads(Window.full(layer.length), layer.length, prefix)
         key = torch.arange(self.reads.size, device=layer.z.device)
-        query = key[:, None]
-        self.reads.mask = (key <= query - hidden) | ((key == 0) & (query < hidden))  # position l is computed at l - 1
+        query = key[:, None]  # position l is computed at input P + l - 1
+        self.reads.mask = (key <= query - hidden) | ((key < max(prefix, 1)) & (key <= query))
         self.reads.causal = False
 
     @property
@@ -196,8 +205,9 @@ class Masked(TriangularSystem):
         return self.z
 
     def affine(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """a and b at all positions but the first, each of shape (B, L - 1, D)."""
-        return self.block.affine(self.reads.take(x), self.weights, self.reads)
+        """a and b at all positions, but the first where nothing is read for it."""
+        found: tuple[Tensor, Tensor] = self.layer.affine(x, self.reads)
+        return found
 
     def evaluate(self, x: Tensor, window: Window) -> Tensor:
         x = x.clone()
