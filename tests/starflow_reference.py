@@ -50,11 +50,11 @@ class Reference:
         for f in range(frames):
             for i in range(height):
                 for j in range(width):
-                    places_3d.append((i / mean * side, j / mean * side, f))
+                    places_3d.append((i / mean * side, j / mean * side, float(f)))
         rows = []
-        for i, j, t in places_3d:
-            row = [i * 10000 ** (-p / space) for p in range(space)] + [j * 10000 ** (-p / space) for p in range(space)]
-            rows.append(row + [t * 10000 ** (-p / time) for p in range(time)])
+        for down, right, when in places_3d:
+            row = [at * 10000 ** (-p / space) for at in (down, right) for p in range(space)]
+            rows.append(row + [when * 10000 ** (-p / time) for p in range(time)])
         return torch.tensor(rows, dtype=torch.float64)
 
     def network(
@@ -170,7 +170,7 @@ class Reference:
         y = x.new_zeros(*x.shape[:2], x.shape[3] // p**2, height * p, width * p)
         for n in range(height * width):
             i, j = n // width * p, n % width * p
-            y[..., i : i + p, j : j + p] = x[:, :, n].unflatten(2, (p, p, -1)).permute(0, 1, 4, 2, 3)
+            y[..., i : i + p, j : j + p] = x[:, :, n].reshape(*x.shape[:2], p, p, -1).permute(0, 1, 4, 2, 3)
         return y
 
     def _rows(self, block: int, x: Tensor) -> tuple[Tensor, int]:

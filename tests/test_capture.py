@@ -3,11 +3,15 @@
 (On a build without CUDA fake tensors of the device "cuda" cannot be indexed by tensors, so these are of the CPU.)
 """
 
+from typing import Any
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import parallel_decode as pd
+from parallel_decode.adapters.starflow import StarFlow, block
+from parallel_decode.adapters.starflow.block import Task
 from parallel_decode.adapters.tarflow import TarFlow
 from parallel_decode.adapters.tarflow.decoding import BlockSystem, Guidance
 from parallel_decode.cached.graphs import Graphs
@@ -46,3 +50,21 @@ def test_a_captured_window_reads_no_value_on_the_host(
 def test_reading_a_value_would_raise() -> None:
     with FakeTensorMode(), pytest.raises(DataDependentOutputException):
         float(torch.empty(3).sum())
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0])
+def test_nor_does_one_of_a_starflow(guidance: float) -> None:
+    config: dict[str, Any] = dict(
+        in_channels=4, img_size=4, patch_size=1, channels=32, num_blocks=2, layers_per_block=1, head_dim=16, rope=True, sos=True, txt_size=3,
+        txt_dim=5, cond_top_only=True, use_softplus=True, soft_clip=4.0, num_heads=2, num_kv_heads=1,
+    )  # fmt: skip
+    with FakeTensorMode(), torch.no_grad():
+        flow = StarFlow(**config).eval()
+        z, text = torch.empty(3, 16, 4), torch.empty(6 if guidance else 3, 3, 5)
+        graphs = Graphs(capture=False)
+        task = Task(z, z[:, :0], text, flow.angles(flow.deep, 3, 1, (4, 4)), guidance)
+        system = block.BlockSystem(flow.deep, task, graphs)
+        x = system.initial()
+        for window in WINDOWS.values():
+            assert system.evaluate(x, window).shape == (3, len(window.positions), 4)
+        assert graphs.runs, "nothing was captured"

@@ -57,10 +57,10 @@ class BlockSystem(TriangularSystem):
         self.storage = KeyValueStorage() if graphs is None else graphs.storage
         self.of_flow: tuple[LayeredSystem, int] | None = None  # what it is the layer of, and which one
         self._condition: Condition | None = None
-        weight, given = block.proj_in.weight, task.given.shape[1] + (0 if task.text is None else task.text.shape[1])
+        weight = block.proj_in.weight
         low = torch.is_autocast_enabled(self.z.device.type)
         dtype = torch.get_autocast_dtype(self.z.device.type) if low else weight.dtype
-        network = len(weight), len(block.attn_blocks), given, bool(task.guidance)
+        network = len(weight), len(block.attn_blocks), self.prefix, bool(task.guidance)
         self.cost_key = ("starflow", tuple(self.z.shape), network, dtype, self.z.device, graphs is not None)
         self.gain_key = ("starflow", weakref.ref(block), task.guidance, dtype)
 
@@ -102,6 +102,17 @@ class BlockSystem(TriangularSystem):
             self.task.text, given.repeat(2, 1, 1) if self.task.guidance else given, self.task.angles
         )
 
+    @property
+    def prefix(self) -> int:
+        """Inputs before the first position."""
+        text, start = self.task.text, self.block.sos_embed is not None
+        return (0 if text is None else text.shape[1]) + start + self.task.given.shape[1]
+
+    def affine(self, x: Tensor, reads: Reads) -> tuple[Tensor, Tensor]:
+        """The logarithm of the scale, and the shift, at what is read, without guidance."""
+        scale, shift = self.block.affine(x, self.condition(), reads)
+        return scale.log(), shift
+
     def select(self, rows: Tensor) -> "BlockSystem | None":
         if self.graphs is not None:  # they are for one batch size
             return None
@@ -127,7 +138,7 @@ class BlockSystem(TriangularSystem):
     def _replay(self, x: Tensor, window: Window, condition: Condition, graphs: Graphs, known: int) -> Tensor:
         size, prefix, storage = self.length, condition.prefix, self.storage
         if known < prefix:  # what comes before the first position is read once, apart
-            self.block.hidden(x[:, :0], condition, Reads(Window(range(1), 0), 1, prefix), storage)
+            self.block.hidden(condition.values[:, :0], condition, Reads(Window(range(1), 0), 1, prefix), storage)
         z, kept = graphs.keep("z", self.z), condition.kept(graphs)
 
         def evaluate(x: Tensor, start: Tensor, width: int, before: int) -> Tensor:

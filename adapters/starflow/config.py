@@ -17,6 +17,12 @@ LANGUAGE_MODELS: dict[str, tuple[int, dict[str, Any]]] = {  # layers, and the sh
     "gemma3_1b": (26, _GEMMA | _SMALL | dict(use_qk_norm=True, channels=1152, expansion=6)),
     "gemma2_2b": (26, _GEMMA | _MIDDLE | dict(use_qk_norm=False, channels=2304)),
 }
+_CHOICES: dict[str, tuple[str | None, ...]] = {
+    "norm_type": ("layer_norm", "rms_norm", "none"),
+    "seq_order": ("L2R", "R2L"),
+    "use_pretrained_lm": (None, *LANGUAGE_MODELS),
+}
+_MAY_BE_0 = ("txt_size", "txt_dim", "temporal_causal")
 
 
 class Shape(NamedTuple):
@@ -111,20 +117,23 @@ class Config:
             raise ValueError(
                 f"layers_per_block is {layers}, expected one number or {self.num_blocks}, the last of them not 0"
             )
-        for what, wanted in self._contradictions():
-            if what:
-                raise ValueError(f"{wanted}: change one of them")
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(map(repr, known))}")
+        for wrong, message in self._contradictions():
+            if wrong:
+                raise ValueError(f"{message}: change one of them")
 
     def _check(self, name: str, kind: Any, value: Any) -> None:
         if name == "layers_per_block":
             for number in value:
-                if number != 0:
+                if number != 0:  # a block that is left out
                     check_at_least_one(name, number)
         elif kind is bool:
             if value not in (0, 1):
                 raise TypeError(f"{name} is {value!r}, expected True or False")
             object.__setattr__(self, name, bool(value))
-        elif kind in (int, int | None) and value is not None and (value != 0 or kind != int):
+        elif kind in (int, int | None) and value is not None and not (value == 0 and name in _MAY_BE_0):
             check_at_least_one(name, value)
         elif kind in (float, float | None) and value is not None:
             check_kind(name, value, Real, "a number")
@@ -132,28 +141,17 @@ class Config:
                 raise ValueError(f"{name} is {value}, expected a finite number >= 0")
 
     def _contradictions(self) -> list[tuple[bool, str]]:
-        shapes = [self.shape(False), self.shape(True)]
         least = 16 if self.txt_size else 4
-        names = ("norm_type", ("layer_norm", "rms_norm", "none")), ("seq_order", ("L2R", "R2L"))
+        groups = any(s.num_heads % s.num_kv_heads for s in (self.shape(False), self.shape(True)))
+        windowed = self.local_attn_window is not None
         return [
-            *(
-                (getattr(self, name) not in known, f"{name} is {getattr(self, name)!r}, expected one of {known}")
-                for name, known in names
-            ),
-            (
-                self.use_pretrained_lm not in (None, *LANGUAGE_MODELS),
-                f"use_pretrained_lm is {self.use_pretrained_lm!r}, expected one of {', '.join(LANGUAGE_MODELS)}",
-            ),
             (self.img_size % self.patch_size > 0, "img_size is no multiple of patch_size"),
-            (any(s.num_heads % s.num_kv_heads for s in shapes), "num_heads is no multiple of num_kv_heads"),
+            (groups, "num_heads is no multiple of num_kv_heads"),
             (self.rope and self.head_dim % 4 + (self.head_dim < least) > 0, f"rope needs head_dim of 4 n >= {least}"),
             (self.txt_dim > 0 and not self.txt_size, "txt_dim needs txt_size"),
             (self.cond_top_only and not self.txt_size, "cond_top_only needs txt_size"),
             (self.shallow_block_local and not self.cond_top_only, "shallow_block_local needs cond_top_only"),
-            (
-                self.local_attn_window is not None and not self.shallow_block_local,
-                "local_attn_window needs shallow_block_local",
-            ),
+            (windowed and not self.shallow_block_local, "local_attn_window needs shallow_block_local"),
             (self.temporal_causal > 0 and self.seq_order != "L2R", "temporal_causal needs seq_order='L2R'"),
         ]
 

@@ -26,7 +26,10 @@ class MetaBlock(Network):
 
     Attributes:
         flip: whether it reads the patches from last to first: over all, or with `temporal_causal` within each frame.
+        nvp: that it scales, as the TarFlow's of this name.
     """
+
+    nvp = True
 
     def __init__(self, config: Config, index: int) -> None:
         deep = index == config.num_blocks - 1
