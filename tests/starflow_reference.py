@@ -27,7 +27,7 @@ class Reference:
     """
 
     def __init__(self, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-        self.weights = weights
+        self.weights: dict[str, Tensor] = dict(weights)
         self.c: dict[str, Any] = DEFAULTS | dict(config)
         self.deep: dict[str, Any] = self.c | self.c.get("deep", {})
         self.blocks = range(self.c["num_blocks"])

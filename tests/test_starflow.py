@@ -265,15 +265,16 @@ def test_gradients_are_those_of_the_sequential_computation() -> None:
     inputs = [latents(config, count, 2), given["text"], given["text_unconditional"], latents(config, known, 2, seed=5)]
     inputs = [x.requires_grad_() for x in inputs]
     z, text, null, frames = inputs
-    weight, probe_ = made.deep.proj_txt.weight, latents(config, count, 2, seed=7)
-    assert isinstance(weight, Tensor)
+    names, weighting = ("blocks.2.proj_txt.weight", "blocks.0.proj_in.weight"), latents(config, count, 2, seed=7)
+    weights = [made.get_parameter(name) for name in names]
     options: dict[str, Any] = dict(text=text, text_unconditional=null, guidance=GUIDANCE, frames=frames)
     got = made.sample(z=z, schedule=pd.Sliding(4), tol=0.0, differentiable=True, **options)
     assert isinstance(got, Tensor)
-    slopes = torch.autograd.grad((got * probe_).sum(), [*inputs, weight])
+    slopes = torch.autograd.grad((got * weighting).sum(), [*inputs, *weights])
     truth = reference(made, config)
-    truth.weights = dict(truth.weights, **{"blocks.2.proj_txt.weight": weight})
-    expected = torch.autograd.grad((truth.sample(z, text, null, GUIDANCE, frames) * probe_).sum(), [*inputs, weight])
+    truth.weights = truth.weights | dict(zip(names, weights, strict=True))
+    sequential = truth.sample(z, text, null, GUIDANCE, frames)
+    expected = torch.autograd.grad((sequential * weighting).sum(), [*inputs, *weights])
     for slope, right in zip(slopes, expected, strict=True):
         assert right.abs().max() > 1e-6 and (slope - right).abs().max() < 1e-9
 
@@ -300,6 +301,25 @@ def test_modules_that_somebody_changed_are_what_is_decoded() -> None:
     got = made.sample(z=z, text=given["text"], schedule=pd.Sliding(4), tol=1e-12)
     assert isinstance(got, Tensor) and isinstance(plain, Tensor) and (got - plain).abs().max() > 1e-3
     assert (made(got, given["text"])[0] - z).abs().max() < 1e-9
+
+
+def test_a_compiled_block_is_decoded_as_what_it_wraps() -> None:
+    made, z, given = flow(**IMAGE), latents(IMAGE), texts(IMAGE)
+    expected = made.sample(z=z, schedule="sequential", **given)
+    for index in (0, 2):
+        made.blocks[index] = torch.compile(made.blocks[index], backend="eager")  # type: ignore[assignment]
+    assert torch.equal(made.sample(z=z, schedule="sequential", **given), expected)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("config", [{}, IMAGE], ids=["embeddings of places", "as published"])
+def test_one_patch_is_a_flow_too(config: dict[str, Any]) -> None:
+    config = config | dict(img_size=2)
+    made, z, given = flow(**config), latents(config), texts(config)
+    for schedule in SCHEDULES:
+        got = made.sample(z=z, schedule=schedule, **given)
+        back, _ = made.sample(z=z, text=given.get("text"), schedule=schedule, return_solution=True)
+        assert isinstance(got, Tensor) and got.shape == z.shape
+        assert (made(back, given.get("text"))[0] - z).abs().max() < 1e-12
 
 
 def test_hooks_that_decoding_would_not_call_are_refused() -> None:
@@ -501,6 +521,8 @@ def test_videos_that_do_not_fit_are_refused() -> None:
         flow(**VIDEOS["all frames, turned within"][0]).sample(z=z, frames=z[:, :1], **given)
     with pytest.raises(ValueError, match="text was given"):
         flow().sample(z=noise(1, 2, 6, 6), text=noise(1, 3, 5))
+    with pytest.raises(ValueError, match="no text to be guided by"):
+        flow().sample(z=noise(1, 2, 6, 6), guidance=1.0)
     with pytest.raises(ValueError, match="embeddings of places"):
         flow().sample(z=noise(1, 2, 6, 8))
 

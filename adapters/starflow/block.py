@@ -129,7 +129,7 @@ class BlockSystem(TriangularSystem):
     def _decode(self, x: Tensor, window: Window, condition: Condition) -> Tensor:
         size, prefix = self.length, condition.prefix
         known = self.storage.claim(self, inputs=prefix + size)
-        if self.graphs is not None and window.positions.step == 1:
+        if self.graphs is not None and window.positions.step == 1 and size > 1:
             return self._replay(x, window, condition, self.graphs, known)
         reads = Reads.of(window, size, prefix, known, x.device)
         with_text = known < condition.text_size or self.block.sos_embed is None

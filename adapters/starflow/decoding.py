@@ -4,10 +4,10 @@ Shapes: B batch, F frames (1 of images), N patches of a frame, D values of a pat
 """
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from parallel_decode.adapters.starflow.block import BlockSystem, Task
 from parallel_decode.adapters.starflow.model import MetaBlock
@@ -47,7 +47,8 @@ class FlowSystem(LayeredSystem):
     ) -> None:
         self.flow, self.patches, self.size, self.text, self.guidance = flow, patches, size, text, guidance
         self.video, self.stretches, self.compile = video, stretches, compile and patches.is_cuda
-        self.shallow = [block for block in reversed(flow.blocks[:-1]) if isinstance(block, MetaBlock)]
+        self.blocks = [cast(MetaBlock, block) for block in flow.blocks if not isinstance(block, nn.Identity)]
+        self.shallow = self.blocks[-2::-1]
         self._deep = [
             self._ordered(given)
         ]  # the values of the deep block, in its order, by stretches; first those given
@@ -74,7 +75,7 @@ class FlowSystem(LayeredSystem):
 
     def layer(self, index: int, value: Tensor | None) -> BlockSystem:
         if value is None:  # a solve begins
-            check_called(self.flow, (self.flow.deep, *self.shallow))
+            check_called(self.flow, self.blocks)
         count, (_, frames, each, _) = len(self.stretches), self.patches.shape
         if index < count:
             if value is not None:

@@ -84,7 +84,7 @@ class Density(Flow):
         """Patches (B, F, N, D) through blocks, in the direction of density, and the log-determinant, shape (B,)."""
         shape, total = x.shape, x.new_zeros(len(x))
         for block in blocks:
-            if isinstance(block, MetaBlock):
+            if not isinstance(block, nn.Identity):
                 rows, frames = self.rows(block, x)
                 seen = text if block.sees_text else None
                 angles = self.angles(block, 0 if seen is None else seen.shape[1], frames, size)

@@ -5,7 +5,7 @@ Shapes: B batch, C channels, H, W height and width of latents, F frames of a vid
 
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from parallel_decode._weight_files import fill
 from parallel_decode.adapters.starflow import checkpoint
 from parallel_decode.adapters.starflow.decoding import FlowSystem
 from parallel_decode.adapters.starflow.density import Density
-from parallel_decode.adapters.starflow.inputs import check_latents, check_text, strength, stretches
+from parallel_decode.adapters.starflow.inputs import check_latents, first_frames, strength, stretches, texts
 from parallel_decode.adapters.tarflow.inputs import standard_normal
 from parallel_decode.schedules import Schedule
 from parallel_decode.selective import Selective
@@ -84,22 +84,12 @@ class StarFlow(Density):
         if not z.isfinite().all():
             raise ValueError("z holds values that are not finite, expected noise")
         guidance = strength(guidance)
-        text = check_text(self, text, len(z))
-        if guidance and text is not None:
-            text = torch.cat([text, cast(Tensor, check_text(self, text_unconditional, len(z), "text_unconditional"))])
+        text = texts(self, text, text_unconditional, guidance, len(z))
         z = z.to(torch.promote_types(torch.promote_types(z.dtype, self.var.dtype), torch.float32))
         patches, size = self.patchify(z), self._size(z)
-        given = patches[:, :0]
-        if frames is not None:
-            check_latents(self, "frames", frames, video=True)
-            if len(frames) not in (1, len(z)) or frames.shape[2:] != z.shape[2:]:
-                raise ValueError(
-                    f"frames has shape {tuple(frames.shape)}, expected the first frames of z, {tuple(z.shape)}"
-                )
-            given = self.patchify(frames.to(z.dtype).expand(len(z), *frames.shape[1:]))
+        given = patches[:, :0] if frames is None else self.patchify(first_frames(self, frames, z))
         parts = stretches(self, patches.shape[1], given.shape[1], context_length)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and given.requires_grad):
-            given = self._through(self.blocks[:-1], given, size, None)[0] if given.shape[1] else given
+        given = self._through(self.blocks[:-1], given, size, None)[0] if given.shape[1] else given
         return FlowSystem(self, patches, size, text, guidance, given, parts, z.dim() == 5, compile)
 
     def example(
@@ -114,9 +104,9 @@ class StarFlow(Density):
             options: see `system`.
         """
         generator = torch.Generator(self.var.device).manual_seed(0) if generator is None else generator
-        texts = ("text", "text_unconditional")[: 1 + (options.get("guidance", 0) > 0)] if self.config.txt_dim else ()
+        names = ("text", "text_unconditional")[: 1 + (options.get("guidance", 0) > 0)] if self.config.txt_dim else ()
         like = self.var.new_empty(self.config.txt_size, self.config.txt_dim)
-        options = {name: standard_normal(batch_size, like, generator) for name in texts} | options
+        options = {name: standard_normal(batch_size, like, generator) for name in names} | options
         return self.system(standard_normal(batch_size, self._like() if z is None else z[0], generator), **options)
 
     def _like(self) -> Tensor:
@@ -164,8 +154,8 @@ class StarFlow(Density):
         """
         if z is not None:
             check_latents(self, "z", z)
-        texts = {len(text)} if isinstance(text, Tensor) and text.dim() == 3 and len(text) > 1 else set()
-        rows = texts | ({n} if n is not None else set()) | ({len(z)} if z is not None else set())
+        prompts = {len(text)} if isinstance(text, Tensor) and text.dim() == 3 and len(text) > 1 else set()
+        rows = prompts | ({n} if n is not None else set()) | ({len(z)} if z is not None else set())
         rows = rows or ({1} if text is not None else set())
         if len(rows) != 1:
             raise ValueError(f"n={n}, z and text ask for {sorted(rows) or 'no number of'} samples, expected one number")

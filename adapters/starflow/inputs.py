@@ -5,8 +5,9 @@ Shapes: B batch, F frames, C channels, S the text's length, T its width.
 
 import math
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import Tensor
 
 from parallel_decode._options import check_at_least_one, check_kind
@@ -54,6 +55,24 @@ def check_text(flow: "Density", text: Any, rows: int, name: str = "text") -> Ten
     if len(text) not in (1, rows):
         raise ValueError(f"{name} has {len(text)} rows, expected 1 or {rows}")
     return text.expand(rows, -1, -1)  # type: ignore[no-any-return]
+
+
+def texts(flow: "Density", text: Any, null: Any, guidance: float, rows: int) -> Tensor | None:
+    """The text of each row, and with guidance after them as many without a prompt, shape (B or 2 B, S, T)."""
+    found = check_text(flow, text, rows)
+    if not guidance:
+        return found
+    if found is None:
+        raise ValueError(f"guidance is {guidance}, and this flow reads no text to be guided by: leave it out")
+    return torch.cat([found, cast(Tensor, check_text(flow, null, rows, "text_unconditional"))])
+
+
+def first_frames(flow: "Density", frames: Any, z: Tensor) -> Tensor:
+    """The first frames of videos for each row of z (B, F, C, H, W), of its dtype."""
+    check_latents(flow, "frames", frames, video=True)
+    if len(frames) not in (1, len(z)) or frames.shape[2:] != z.shape[2:]:
+        raise ValueError(f"frames has shape {tuple(frames.shape)}, expected the first frames of z, {tuple(z.shape)}")
+    return frames.to(z.dtype).expand(len(z), *frames.shape[1:])  # type: ignore[no-any-return]
 
 
 def strength(guidance: Any) -> float:
