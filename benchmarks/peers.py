@@ -5,10 +5,10 @@ Loading a checkout runs its Python code.
 
 import importlib.util
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,24 +87,20 @@ def gs_jacobi(
     return reverse
 
 
-def starflow(folder: Path, flow: StarFlow, config: Mapping[str, Any]) -> nn.Module:
-    """The `Model` of a checkout of Apple's ml-starflow, with the flow's weights; it needs einops.
-
-    Args:
-        folder: the checkout.
-        flow: whose weights it is to have.
-        config: the flow's arguments.
+def starflow(folder: Path, flow: StarFlow) -> nn.Module:
+    """The `Model` of a checkout of Apple's ml-starflow (github.com/apple/ml-starflow), with the flow's weights; it needs einops.
 
     Raises:
-        ValueError: `folder` holds no `transformer_flow.py`, or one whose names and shapes are not this flow's.
+        ValueError: `folder` holds no `transformer_flow.py`, or one whose names and shapes are not exactly this flow's.
     """
     module = _module(folder / "transformer_flow.py", "Apple's ml-starflow")
-    model = module.Model(**dict(config, layers_per_block=list(config["layers_per_block"])))
+    config = asdict(flow.config) | {"layers_per_block": list(flow.config.layers_per_block)}
+    model: nn.Module = module.Model(**config)
     try:
         model.load_state_dict(flow.state_dict(), strict=True)
     except RuntimeError as error:
         raise ValueError(f"the Model of {folder} does not take this flow: {error}") from error
-    return model.to(flow.var.device, flow.var.dtype).eval()  # type: ignore[no-any-return]
+    return model.to(flow.var.device, flow.var.dtype).eval()
 
 
 def _model(folder: Path, name: str, what: str, flow: TarFlow, **more: bool) -> nn.Module:

@@ -102,12 +102,11 @@ class Solution:
     @property
     def residual(self) -> Tensor | None:
         """With `verify=True`, the largest residual of each row over layers and positions, shape (B,); else None."""
-        residuals = [F.pad(layer.residual, (0, 1)) for layer in self.layers if layer.residual is not None]
-        if not residuals:
+        worst = [F.pad(layer.residual, (0, 1)).amax(1) for layer in self.layers if layer.residual is not None]
+        if not worst:
             return None
-        rows = min(map(len, residuals))  # a layer may have several for each
-        each = [residual.reshape(rows, residual.numel() // max(rows, 1)).amax(1) for residual in residuals]
-        return torch.stack(each).amax(0)
+        rows = min(map(len, worst))  # a layer may have several for each
+        return torch.stack([each.view(rows, len(each) // rows if rows else 1).amax(1) for each in worst]).amax(0)
 
     def raise_for_status(self) -> "Solution":
         """The solution itself, if every row succeeded.

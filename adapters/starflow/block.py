@@ -83,9 +83,7 @@ class BlockSystem(TriangularSystem):
         return self.storage
 
     def evaluate(self, x: Tensor, window: Window) -> Tensor:
-        if (
-            torch.is_grad_enabled()
-        ):  # a function of x, the text and the parameters: everything at once, and nothing kept
+        if torch.is_grad_enabled():  # a function of all it depends on: everything at once, and nothing kept
             condition = self.condition()
             reads = Reads(Window.full(self.length), self.length, condition.prefix)
             return window.take(self._transform(x, self.z, reads, condition, None))
@@ -97,10 +95,8 @@ class BlockSystem(TriangularSystem):
 
     def condition(self) -> Condition:
         """What the positions depend on besides one another."""
-        given = self.task.given
-        return self.block.condition(
-            self.task.text, given.repeat(2, 1, 1) if self.task.guidance else given, self.task.angles
-        )
+        _, given, text, angles, guidance = self.task
+        return self.block.condition(text, given.repeat(2, 1, 1) if guidance else given, angles)
 
     @property
     def prefix(self) -> int:

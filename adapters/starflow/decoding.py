@@ -51,7 +51,7 @@ class FlowSystem(LayeredSystem):
         self.shallow = self.blocks[-2::-1]
         self._deep = [
             self._ordered(given)
-        ]  # the values of the deep block, in its order, by stretches; first those given
+        ]  # what the deep block has, in its order: given, and of each stretch but the last
 
     @property
     def depth(self) -> int:

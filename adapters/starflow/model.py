@@ -50,10 +50,10 @@ class MetaBlock(Network):
         return x.reshape(len(x), -1, each, x.shape[2]).flip(2).flatten(1, 2) if self.within else x.flip(1)
 
     def condition(self, text: Tensor | None, values: Tensor, angles: Tensor | None) -> Condition:
-        """As of a `Network`, after the start embedding."""
+        """What is read first, the start embedding before the patches that are given; see `Network.conditioned`."""
         if self.sos_embed is not None:
             values = torch.cat([self.sos_embed.expand(len(values), -1, -1).to(values), values], 1)
-        found = super().condition(text, values, angles)
+        found = self.conditioned(text, values, angles)
         if self.pos_embed is None:
             return found
         places = self.pos_embed.flip(0) if self.flip else self.pos_embed
@@ -101,7 +101,7 @@ class Denoiser(Network):
     def forward(self, x: Tensor, text: Tensor | None, angles: Tensor | None, frames: int | None) -> Tensor:
         """What it takes for noise in patches (B, L, D); `frames` of a video, None for images."""
         length = x.shape[1]
-        condition = self.condition(text, x[:, :0], angles)
+        condition = self.conditioned(text, x[:, :0], angles)
         size = condition.text_size
         reads = Reads(Window.full(length + 1), length + 1, size)  # one more, so that the last patch is read
         reads.causal = False

@@ -97,7 +97,7 @@ class Network(nn.Module):
             h = layer(h, reads, turn, storage, index)
         return self.final_norm(reads.outputs(h))  # type: ignore[no-any-return]
 
-    def condition(self, text: Tensor | None, values: Tensor, angles: Tensor | None) -> Condition:
+    def conditioned(self, text: Tensor | None, values: Tensor, angles: Tensor | None) -> Condition:
         """What is read first.
 
         Args:
