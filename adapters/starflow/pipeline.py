@@ -30,8 +30,15 @@ class Pipeline:
         ValueError: the flow reads no text, or channels or widths of two parts differ.
 
     Example:
-        >>> # pipeline = Pipeline(flow, vae, tokenizer, text_encoder)
-        >>> # images = pipeline.sample(prompts=["a corgi in a Santa hat"], guidance=2.5, denoise=True)
+        >>> from diffusers import AutoencoderKL
+        >>> from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
+        >>> from parallel_decode.adapters.starflow import Pipeline, StarFlow
+        >>> shape = dict(in_channels=4, img_size=4, patch_size=1, channels=64, num_blocks=2, layers_per_block=[1, 1], rope=True, sos=True)
+        >>> flow = StarFlow(**shape, txt_size=8, txt_dim=16, cond_top_only=True, use_softplus=True)
+        >>> encoder = T5EncoderModel(T5Config(vocab_size=384, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
+        >>> starflow = Pipeline(flow, AutoencoderKL(latent_channels=4), ByT5Tokenizer(), encoder)
+        >>> starflow.sample(prompts=["a corgi in a hat"], guidance=2.5).shape
+        torch.Size([1, 3, 4, 4])
     """
 
     def __init__(
