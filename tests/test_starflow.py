@@ -239,6 +239,23 @@ def test_captured_windows_draw_the_same(name: str) -> None:
                 assert (pd.solve(captured, schedule, tol=0).value - expected).abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("captured", [False, True])
+def test_a_system_whose_cache_went_to_another_reads_all_of_it_again(captured: bool) -> None:
+    """In the middle of a solve `changed_from` says what the system knew, and not what the storage holds now."""
+    made, x = flow(**IMAGE), noise(3, 9, 8)
+    plain = made.system(latents(IMAGE), **texts(IMAGE)).layer(0, None)
+    assert isinstance(plain, BlockSystem)
+    graphs = Graphs(capture=False)
+    first, second = (BlockSystem(plain.block, plain.task, graphs if captured else None) for _ in range(2))
+    second.storage = first.storage
+    windows = [pd.Window(range(4), 0), pd.Window(range(4, 7), 4), pd.Window(range(7, 9), 7)]
+    with torch.no_grad():
+        for window in windows:
+            for system, values in ((first, x), (second, 2 * x)):
+                expected = window.take(plain.evaluate(values, pd.Window.full(9)))
+                assert (system.evaluate(values, window) - expected).abs().max() < 1e-12
+
+
 def test_rows_that_are_not_finite_say_so_and_disturb_no_others() -> None:
     made, z, given = flow(**IMAGE), latents(IMAGE), texts(IMAGE)
     expected = made.sample(z=z, schedule="sequential", **given)
