@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from parallel_decode.adapters.itarflow import ITarFlow
+from parallel_decode.adapters.starflow import StarFlow
 from parallel_decode.adapters.tarflow import TarFlow
 from parallel_decode.adapters.tarflow.base import Flow
 from parallel_decode.adapters.tarflow.bench.measure import Method, Outcome
@@ -62,7 +62,7 @@ def tarflow(folder: Path, flow: TarFlow) -> Method:
     Raises:
         ValueError: `folder` holds no `transformer_flow.py`, or one whose `Model` does not take this flow's weights.
     """
-    model = _model(folder, "transformer_flow.py", "Apple's ml-tarflow", flow, **_sizes(flow), nvp=flow.nvp)
+    model = _model(folder, "transformer_flow.py", "Apple's ml-tarflow", flow)
 
     @torch.no_grad()
     def reverse(z: Tensor, y: Tensor | None) -> Outcome:
@@ -90,9 +90,12 @@ def itarflow(folder: Path, flow: ITarFlow) -> Method:
 
 def itarflow_model(folder: Path, flow: ITarFlow) -> nn.Module:
     """The `Model` of a checkout of ml-itarflow, with the flow's sizes and weights."""
-    config = {name: value for name, value in asdict(flow._hub_mixin_config).items() if name != "noise_std"}
-    lists = {name: list(value) for name, value in config.items() if isinstance(value, (list, tuple))}
-    return _model(folder, "transformer_flow.py", "Apple's ml-itarflow", flow, **(config | lists))
+    return _model(folder, "transformer_flow.py", "Apple's ml-itarflow", flow)
+
+
+def starflow_model(folder: Path, flow: StarFlow) -> nn.Module:
+    """The same of Apple's ml-starflow (github.com/apple/ml-starflow), which needs einops."""
+    return _model(folder, "transformer_flow.py", "Apple's ml-starflow", flow)
 
 
 def gs_jacobi(
@@ -111,7 +114,7 @@ def gs_jacobi(
     """
     if not flow.nvp:
         raise ValueError("GS-Jacobi's code knows only flows that scale, and this one only shifts (nvp=False)")
-    model = _model(folder, "GS_Jacobi_sampling.py", "GS-Jacobi_for_TarFlow", flow, **_sizes(flow))
+    model = _model(folder, "GS_Jacobi_sampling.py", "GS-Jacobi_for_TarFlow", flow, without=("nvp",))
     lists = {"num_GS_list": list(segments), "max_jacobi_list": list(caps), "guess_list": list(guesses)}
 
     @torch.no_grad()
@@ -121,36 +124,25 @@ def gs_jacobi(
     return reverse
 
 
-def _sizes(flow: TarFlow) -> dict[str, int]:
-    state = flow.state_dict()
-    return {
-        "in_channels": flow.in_channels,
-        "img_size": flow.img_size,
-        "patch_size": flow.patch_size,
-        "channels": len(state["blocks.0.proj_in.weight"]),
-        "num_blocks": len(flow.blocks),
-        "layers_per_block": len({key.split(".")[3] for key in state if key.startswith("blocks.0.attn_blocks.")}),
-        "num_classes": flow.num_classes,
-    }
-
-
-def _model(folder: Path, name: str, what: str, flow: Flow, **arguments: Any) -> nn.Module:
+def _model(folder: Path, name: str, what: str, flow: Flow, without: Sequence[str] = ()) -> nn.Module:
     """The `Model` of a checkout, with the flow's sizes and weights."""
     module = _module(folder / name, what)
     if not hasattr(module, "Model"):
         raise ValueError(f"{folder / name} has no class Model: expected the file of {what}")
     state = flow.state_dict()
+    arguments = {n: v for n, v in asdict(flow.config).items() if n not in ("noise_std", *without)}
+    lists = {n: list(v) for n, v in arguments.items() if isinstance(v, tuple)}
     try:
-        model = module.Model(**arguments)
+        model = module.Model(**(arguments | lists))
         own = model.state_dict()
         model.load_state_dict(state, strict=False)  # which may not say what it left out
     except (TypeError, RuntimeError) as error:
         raise ValueError(f"the Model of {folder / name} does not take this flow: {error}") from error
     missing, unexpected = [key for key in own if key not in state], [key for key in state if key not in own]
-    foreign = [key for key in missing if not key.endswith(".attn_mask")] + unexpected
+    foreign = [key for key in missing if not key.endswith(flow.constants)] + unexpected
     if foreign:
         raise ValueError(f"the Model of {folder / name} has other parameters than this flow: {', '.join(foreign[:4])}")
-    return model.to(flow.var.device, flow.var.dtype).eval()  # type: ignore[no-any-return]
+    return model.to(flow.noise_like.device, flow.noise_like.dtype).eval()  # type: ignore[no-any-return]
 
 
 def _module(path: Path, what: str) -> ModuleType:

@@ -5,6 +5,7 @@ from enum import Enum
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from parallel_decode._trace import Trace
@@ -101,12 +102,11 @@ class Solution:
     @property
     def residual(self) -> Tensor | None:
         """With `verify=True`, the largest residual of each row over layers and positions, shape (B,); else None."""
-        residuals = [
-            layer.residual.amax(1) if layer.residual.shape[1] else layer.residual.new_zeros(len(layer.residual))
-            for layer in self.layers
-            if layer.residual is not None
-        ]
-        return torch.stack(residuals).amax(0) if residuals else None
+        worst = [F.pad(layer.residual, (0, 1)).amax(1) for layer in self.layers if layer.residual is not None]
+        if not worst:
+            return None
+        rows = min(map(len, worst))  # a layer may have several for each
+        return torch.stack([each.view(rows, len(each) // rows if rows else 1).amax(1) for each in worst]).amax(0)
 
     def raise_for_status(self) -> "Solution":
         """The solution itself, if every row succeeded.

@@ -138,14 +138,22 @@ def solve(
             residual, bound = verified(layer, value, claim) if verify else (None, None)
         trace = run.trace
         layers.append(LayerStats(schedules[index], trace.passes, trace.positions, seconds, trace, residual, bound))
-        if status and status != ends:  # the worse of each two
-            ends = [max(pair, key=list(Status).index) for pair in zip(status, ends, strict=True)]
-        status[:] = ends
+        status[:] = _worse(status, ends) if status and status != ends else ends
         return attach(layer, value, exact=tolerance.tol == 0) if differentiable else value
 
     with torch.set_grad_enabled(differentiable), without_plans():
         output = chain.walk(solve_layer)
     return Solution(output, tuple(status), tuple(layers))
+
+
+def _worse(status: Sequence[Status], ends: Sequence[Status]) -> list[Status]:
+    """The worst of each row, of two layers; one of them may have several rows, next to one another, for each of the other's."""
+    rows = min(len(status), len(ends))
+    parts = [
+        [some[row * len(some) // rows : (row + 1) * len(some) // rows] for row in range(rows)]
+        for some in (status, ends)
+    ]
+    return [max((*a, *b), key=list(Status).index) for a, b in zip(*parts, strict=True)]
 
 
 def _last_pass(layer: int, run: Run) -> Pass:

@@ -95,6 +95,8 @@ class TriangularSystem(ABC):
 class LayeredSystem(ABC):
     """A chain of triangular systems, each built from the solution of the one before (the blocks of a flow).
 
+    Layers have the same rows, or some have several for each of the others', next to one another (the frames of a video).
+
     Attributes:
         identity: what a `Plan` for it is a plan for: the model, the device, the type, the batch.
     """

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 import parallel_decode as pd
 from parallel_decode.adapters.itarflow import ITarFlow
+from parallel_decode.adapters.starflow import StarFlow, decoding
 from parallel_decode.adapters.tarflow import TarFlow
 from parallel_decode.adapters.tarflow.decoding import BlockSystem
 from parallel_decode.adapters.tarflow.guidance import Guidance, guide_gaussians
@@ -56,3 +57,20 @@ def test_a_captured_window_reads_no_value_on_the_host(
 def test_reading_a_value_would_raise() -> None:
     with FakeTensorMode(), pytest.raises(DataDependentOutputException):
         float(torch.empty(3).sum())
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0])
+def test_nor_does_one_of_a_starflow(guidance: float) -> None:
+    config: dict[str, Any] = dict(
+        in_channels=4, img_size=4, patch_size=1, channels=32, num_blocks=2, layers_per_block=1, head_dim=16, rope=True, sos=True, txt_size=3,
+        txt_dim=5, cond_top_only=True, use_softplus=True, soft_clip=4.0, num_heads=2, num_kv_heads=1,
+    )  # fmt: skip
+    with FakeTensorMode(), torch.no_grad():
+        flow = StarFlow(**config).eval()
+        z, text = torch.empty(3, 16, 4), torch.empty(6 if guidance else 3, 3, 5)
+        graphs, angles, guide = Graphs(capture=False), flow.angles(flow.deep, 3, 1, (4, 4)), Guidance(guidance)
+        system = decoding.BlockSystem(flow.deep, z, z[:, :0], text, angles, guide, graphs=graphs)
+        x = system.initial()
+        for window in WINDOWS.values():
+            assert system.evaluate(x, window).shape == (3, len(window.positions), 4)
+        assert graphs.runs, "nothing was captured"

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 import parallel_decode as pd
 from benchmarks import peers
 from parallel_decode.adapters.itarflow import ITarFlow
-from parallel_decode.adapters.itarflow.load import load
 from parallel_decode.adapters.tarflow import TarFlow, base
 from parallel_decode.adapters.tarflow.decoding import FlowSystem
+from parallel_decode.adapters.tarflow.load import load
 from parallel_decode.adapters.tarflow.probe import probe
 from parallel_decode.cached.graphs import Graphs
 from parallel_decode.cli import app

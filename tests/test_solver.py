@@ -465,3 +465,32 @@ def test_names_stand_for_schedules_with_their_defaults() -> None:
 def test_bool_systems() -> None:
     solution = pd.solve(pd.from_function(lambda x: ~shift(x), torch.zeros(1, 5, dtype=torch.bool)), "sliding")
     assert solution.value.tolist() == [[True, False, True, False, True]]
+
+
+class Frames(pd.LayeredSystem):
+    """A layer over whole videos, (2, 8), and one over their two frames apart, (4, 4); one frame of the second layer overflows."""
+
+    depth = 2
+
+    def __init__(self, frames_first: bool) -> None:
+        self.frames_first = frames_first
+
+    def layer(self, index: int, value: Tensor | None) -> pd.TriangularSystem:
+        apart = self.frames_first == (index == 0)
+        z = (torch.ones(2, 8) if value is None else value.nan_to_num()).view((4, 4) if apart else (2, 8)).clone()
+        if apart:
+            z[2, 1] = torch.inf
+        return pd.from_function(lambda x: z + torch.nn.functional.pad(x, (1, -1)) / 2, torch.zeros_like(z))
+
+    def output(self, value: Tensor) -> Tensor:
+        return value.view(2, 8)
+
+
+@pytest.mark.parametrize("frames_first", [True, False])
+def test_the_worst_of_the_rows_that_belong_to_one_counts_for_it(frames_first: bool) -> None:
+    solution = pd.solve(Frames(frames_first), "jacobi", tol=0, verify=True)
+    assert solution.status == (pd.Status.EXACT, pd.Status.NON_FINITE)
+    assert [len(layer.fronts[0]) for layer in solution.layers] == ([4, 2] if frames_first else [2, 4])
+    assert solution.residual is not None and solution.residual.shape == (2,) and solution.residual[0] == 0
+    if not frames_first:
+        assert solution.residual[1].isnan(), "the residual of the frame is not that of its video"

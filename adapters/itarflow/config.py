@@ -9,19 +9,19 @@ from typing import Any
 from torch import Tensor
 
 from parallel_decode._options import check_at_least_one
-from parallel_decode.adapters.tarflow.checkpoint import (
-    FlowConfig,
+from parallel_decode.adapters.tarflow.config import (
+    ImageConfig,
     channels_of,
     check_channels,
     check_size,
     count,
-    of_first_block,
     side,
+    two,
 )
 
 
 @dataclass(frozen=True)
-class Config(FlowConfig):
+class Config(ImageConfig):
     """What the arguments of `ITarFlow` may be; see there. Those of blocks are kept as one for each block."""
 
     kind = "ITarFlow"
@@ -42,7 +42,7 @@ class Config(FlowConfig):
             check_at_least_one(name, getattr(self, name))
         for name in ("patch_sizes", "channels", "layers_per_block"):
             object.__setattr__(self, name, _each(name, getattr(self, name), self.num_blocks))
-        self._check(self.nvp, self.num_classes, self.noise_std)
+        self.check(self.nvp, self.num_classes, self.noise_std)
         scale, shared = self.input_scale, self.shared_backbone_layers
         if isinstance(scale, bool) or not isinstance(scale, Real):
             raise TypeError(f"input_scale is {scale!r}, expected a number")
@@ -61,18 +61,14 @@ class Config(FlowConfig):
             check_channels(channels)
 
     @classmethod
-    def read_off(cls, state: Mapping[str, Tensor], in_channels: int | None) -> dict[str, Any]:
+    def read_off(cls, state: Mapping[str, Tensor], given: Mapping[str, Any]) -> dict[str, Any]:
         if "blocks.0.time_embed.mlp.0.weight" not in state:
             raise ValueError("it has no time embedding, as of a TarFlow: load it by TarFlow.from_checkpoint")
         blocks = range(count(state, "blocks.{}.proj_in.weight"))
-        first = [state[f"blocks.{i}.proj_in.weight"] for i in blocks]
-        places = [state.get(f"blocks.{i}.pos_embed") for i in blocks]
-        for i, (weight, place) in enumerate(zip(first, places, strict=True)):
-            if weight.dim() != 2 or place is None or place.dim() != 2:
-                raise ValueError(f"block {i} has no 'proj_in.weight' and 'pos_embed' of two dimensions each")
-        found = channels_of([weight.shape[1] for weight in first], in_channels)
-        sizes = tuple(math.isqrt(weight.shape[1] // found) for weight in first)
-        channels = tuple(len(weight) for weight in first)
+        channels, dims = zip(*(two(state, f"blocks.{i}.proj_in.weight") for i in blocks), strict=True)
+        lengths = [two(state, f"blocks.{i}.pos_embed")[0] for i in blocks]
+        found = channels_of(dims, given.get("in_channels"))
+        sizes = tuple(math.isqrt(dim // found) for dim in dims)
         layer = "{}.attention.qkv.weight"
         shared = count(state, f"blocks.0.shared_backbone.{layer}")
         own = [count(state, f"blocks.{i}.head_blocks.{layer}") for i in blocks]
@@ -80,15 +76,14 @@ class Config(FlowConfig):
         check_size(
             state, sum(values) + 12 * shared * channels[0] ** 2, f"blocks of {own} layers of {channels} channels"
         )
-        return {
+        return super().read_off(state, given) | {
             "in_channels": found,
-            "img_size": side(len(places[0])) * sizes[0],  # type: ignore[arg-type]
+            "img_size": side(lengths[0]) * sizes[0],
             "patch_sizes": sizes,
             "channels": channels,
             "num_blocks": len(blocks),
             "layers_per_block": tuple(shared + layers for layers in own),
             "shared_backbone_layers": shared,
-            **of_first_block(state),
         }
 
 

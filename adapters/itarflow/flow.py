@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from parallel_decode._options import check_at_least_one
 from parallel_decode.adapters.itarflow.config import Config
 from parallel_decode.adapters.itarflow.levels import FourierTimeEmbedding, Levels, levels_of
-from parallel_decode.adapters.tarflow.base import Flow, fixed, native
+from parallel_decode.adapters.tarflow.base import native
 from parallel_decode.adapters.tarflow.guidance import Guidance, guide_gaussians, guide_scales
-from parallel_decode.adapters.tarflow.inputs import Labels, check_floats, labels_of
+from parallel_decode.adapters.tarflow.images import ImageFlow, fixed
+from parallel_decode.adapters.tarflow.inputs import Labels
 from parallel_decode.adapters.tarflow.model import MetaBlock
 from parallel_decode.adapters.tarflow.transformer import AttentionBlock
 from parallel_decode.system import LayeredSystem
@@ -20,7 +21,7 @@ RULES = {"tarflow": guide_scales, "starflow": guide_gaussians}
 VAR_RATE = 0.1  # of `update_prior`
 
 
-class ITarFlow(Flow):
+class ITarFlow(ImageFlow):
     """An iTARFlow over images.
 
     Args:
@@ -74,15 +75,12 @@ class ITarFlow(Flow):
         shared_backbone_layers: int = 0,
         noise_std: float | None = None,
     ) -> None:
-        super().__init__()
         shape = in_channels, img_size, patch_sizes, channels, num_blocks, layers_per_block
         given = *shape, nvp, num_classes, input_scale, shared_backbone_layers, noise_std
         config = Config(*map(native, given))
-        self._configure(config)
         count = shared_backbone_layers
         shared = nn.ModuleList(AttentionBlock(config.channels[0]) for _ in range(count)) if count else None
-        self.shared_backbone = shared
-        self.blocks = nn.ModuleList(
+        blocks = nn.ModuleList(
             MetaBlock(
                 in_channels * size**2,
                 width,
@@ -99,12 +97,13 @@ class ITarFlow(Flow):
                 zip(config.patch_sizes, config.channels, config.layers_per_block, strict=True)
             )
         )
-        self._finish()
+        super().__init__(config, blocks)
+        self.shared_backbone = shared
 
     @classmethod
     def skipped(cls, name: str) -> bool:
         """Whether a file's tensor of this name need not be read: a causal mask, or a shared layer, but for the first block's."""
-        return Flow.skipped(name) or ("shared_backbone." in name and not name.startswith("blocks.0."))
+        return super().skipped(name) or ("shared_backbone." in name and not name.startswith("blocks.0."))
 
     @classmethod
     def renamed(cls, name: str) -> str:
@@ -126,14 +125,13 @@ class ITarFlow(Flow):
             TypeError: x or t is of the wrong kind.
             ValueError: x, y or t does not fit this flow.
         """
-        check_floats("x", x, (self.in_channels, self.img_size, self.img_size), self.var.device)
-        y = labels_of(y, len(x), self.num_classes, x.device)
+        self._check_images(x)
         return self._encoded(x, y, levels_of(t, len(x), self.noise_std, self.var).log())
 
     @torch.no_grad()
     def update_prior(self, z: Tensor) -> None:
         """Move `var` a tenth of the way to the mean square of z, shape (B, L, D): for the training of flows that only shift."""
-        check_floats("z", z, tuple(self.var.shape), self.var.device)
+        self._check_noise(z)
         self.var.lerp_(z.square().mean(0).to(self.var), VAR_RATE)
 
     def system(
@@ -173,13 +171,13 @@ class ITarFlow(Flow):
             raise ValueError(f"guide_rule is {guide_rule!r}, expected {' or '.join(map(repr, RULES))}")
         blocks = 1 if guide_flows is None and guide_rule == "starflow" else guide_flows
         guide = Guidance(guidance, "ab", annealed_guidance, attn_temp, RULES[guide_rule], blocks)
-        check_floats("z", z, tuple(self.var.shape), self.var.device)
+        self._check_noise(z)
         return self._system(z, y, guide, compile, levels_of(t, len(z), self.noise_std, self.var).log())
 
     def denoised(self, x: Tensor, y: Labels | None = None, t: Levels | None = None) -> Tensor:
         """x + t^2 grad log p(x): the mean of the clean image given the noisy one, if p is right (Tweedie); see `forward`."""
-        super()._check_denoising({})
-        check_floats("x", x, (self.in_channels, self.img_size, self.img_size), self.var.device)
+        self._check_gradient()
+        self._check_images(x)
         t = levels_of(t, len(x), self.noise_std, self.var)
         return self._stepped(x, t[..., None, None].square(), y, t=t)
 
@@ -221,7 +219,7 @@ class ITarFlow(Flow):
             >>> flow.denoise_iteratively(torch.zeros(2, 1, 4, 4), steps=3).shape
             torch.Size([2, 1, 4, 4])
         """
-        check_floats("x", x, (self.in_channels, self.img_size, self.img_size), self.var.device)
+        self._check_images(x)
         t = levels_of(t, len(x), self.noise_std, self.var)
         if not bool((t_end <= t).all()) or not t_end > 0:
             raise ValueError(f"t_end is {t_end}, expected a number above 0, and none above t")
@@ -239,5 +237,8 @@ class ITarFlow(Flow):
             x = clean + noise
         return x
 
-    def _clean(self, x: Tensor, y: Tensor | None, options: Mapping[str, Any]) -> Tensor:
-        return self.denoise_iteratively(x, y, t=options.get("t"))
+    def _clean(self, x: Tensor, options: Mapping[str, Any]) -> Tensor:
+        return self.denoise_iteratively(x, options["y"], t=options.get("t"))
+
+    def _check_denoising(self) -> None:  # of the level only where t is left out, as sampling does
+        self._check_gradient()

@@ -4,8 +4,8 @@ Decoding takes the weights out of modules that are as this package built them, w
 was changed is called as it is; what decoding never calls (a whole block, the flow) may not be changed.
 """
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -16,11 +16,10 @@ from parallel_decode.window import Window
 
 if TYPE_CHECKING:
     from parallel_decode.adapters.tarflow.base import Flow
-    from parallel_decode.adapters.tarflow.model import MetaBlock
 
 Kind = TypeVar("Kind", bound=type[nn.Module])
 _FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {
-    kind: kind.forward for kind in (nn.Linear, nn.Sequential, nn.GELU)
+    kind: kind.forward for kind in (nn.Linear, nn.Sequential, nn.ModuleList, nn.GELU, nn.Identity)
 }
 _POSITIONS = 8  # that changed modules are tried on
 
@@ -34,7 +33,13 @@ def built(kind: Kind) -> Kind:
 def as_built(module: nn.Module, kinds: Sequence[type[nn.Module]]) -> bool:
     """Whether a module and those inside it are of these types, in this order, and unchanged."""
     modules = _inside(module)
-    return [*map(type, modules)] == [*kinds] and all(map(_unchanged, modules))
+    complete = all(value is not None for each in modules for value in each._parameters.values())
+    return [*map(type, modules)] == [*kinds] and complete and all(map(_unchanged, modules))
+
+
+def unchanged(module: nn.Module) -> bool:
+    """Whether a module and those inside it are of registered types, and unchanged."""
+    return all(map(_unchanged, _inside(module)))
 
 
 def _inside(module: nn.Module) -> list[nn.Module]:
@@ -57,10 +62,8 @@ def _unchanged(module: nn.Module) -> bool:
         return False
     if isinstance(module, nn.GELU):
         return module.approximate == "none"
-    if isinstance(
-        module, (nn.Linear, nn.LayerNorm)
-    ):  # with a bias, and no subclass of Tensor, which may compute otherwise
-        return [*map(type, module._parameters.values())] == [nn.Parameter, nn.Parameter]
+    if isinstance(module, (nn.Linear, nn.LayerNorm)):  # no subclass of Tensor, which may compute otherwise
+        return {*map(type, module._parameters.values())} <= {nn.Parameter, type(None)}
     return True
 
 
@@ -74,21 +77,20 @@ def _hooked(module: nn.Module) -> bool:
     )
 
 
-def check_decodable(flow: "Flow") -> None:
+def check_decodable(flow: "Flow", blocks: Iterable[Any]) -> None:
     """Raise a ValueError if samples would not be the inverse of `forward` as it is now."""
     if _hooked(flow) or "forward" in vars(flow):
         raise ValueError(
             "the flow has hooks, or a forward that was replaced: sampling inverts its blocks without calling it. Remove them "
             "to draw samples (of torch.nn.modules.module for global hooks; accelerate: unwrap_model(flow, keep_fp32_wrapper=False))"
         )
-    for index, block in enumerate(flow.blocks):
+    for index, block in enumerate(blocks):
         if not _unchanged(uncompiled(block)):
             raise ValueError(
                 f"block {index} is a {type(block).__name__} with hooks or a forward of its own: sampling inverts a block without "
                 "calling it. Change modules inside of it, which are called, or remove this to draw samples"
             )
-        block = cast("MetaBlock", block)
-        with torch.autocast(flow.var.device.type, enabled=False):
+        with torch.autocast(flow.noise_like.device.type, enabled=False):
             decodable = not block.changed() or _decodes_as_forward(block)
         if not decodable:
             raise ValueError(
@@ -99,19 +101,24 @@ def check_decodable(flow: "Flow") -> None:
 
 
 @torch.no_grad()
-def _decodes_as_forward(block: "MetaBlock") -> bool:
+def _decodes_as_forward(block: Any) -> bool:
     """Whether windows of one row give what a forward over two rows gives, on a few positions of noise."""
-    like, storage, size = block.pos_embed, KeyValueStorage(), min(_POSITIONS, len(block.pos_embed))
+    like, storage, given = next(block.parameters()), KeyValueStorage(), block.trial(None)
+    size = _POSITIONS if block.pos_embed is None else min(_POSITIONS, len(block.pos_embed))
     if size < 2:  # nothing is read
         return True
-    x = torch.randn(2, size, block.patch_dim, generator=torch.Generator().manual_seed(0)).to(like)
-    x[1], x[0, size // 2 :] = 10 * x[1], 10 * x[0, size // 2 :]  # so that a range over several of them would differ
-    reads = Reads(Window.full(size), size)
-    whole = torch.stack(block.affine(reads.take(x), block.weights(None), reads))[:, :1]
-    weights, parts = block.weights(None, like.dtype), []
-    for positions in (range(size // 2), range(size // 2, size)):
-        known = storage.claim(block, inputs=size)
-        reads = Reads.of(Window(positions, positions.start), size, known=known, device=like.device)
-        parts.append(torch.stack(block.affine(reads.take(x[:1]), weights, reads, storage)))
+    prefix, middle = given.size, size // 2
+    x = torch.randn(2, prefix + size, block.patch_dim, generator=torch.Generator().manual_seed(0)).to(like)
+    x[1], x[0, prefix + middle :] = (
+        10 * x[1],
+        10 * x[0, prefix + middle :],
+    )  # so that a range over several of them would differ
+    reads = Reads(Window.full(size), size, prefix, device=like.device)
+    whole = torch.stack(block.affine(reads.take(x), given, reads))[:, :1]
+    given, parts = block.trial(like.dtype).select(torch.zeros(1, dtype=torch.long, device=like.device)), []
+    for positions in (range(middle), range(middle, size)):
+        known = storage.claim(block, inputs=prefix + size)
+        reads = Reads.of(Window(positions, positions.start), size, prefix, known, like.device)
+        parts.append(torch.stack(block.affine(reads.take(x[:1]), given, reads, storage)))
     atol = torch.finfo(like.dtype).eps ** 0.5 * (1 + float(whole.nan_to_num().abs().max()))
     return torch.allclose(torch.cat(parts, 2), whole, rtol=0, atol=atol, equal_nan=True)

@@ -10,13 +10,13 @@ import typer
 
 from parallel_decode._command_line import Command, Seed, as_device
 from parallel_decode._outputs import check_files
-from parallel_decode.adapters.itarflow.load import load
 from parallel_decode.adapters.tarflow import digits
-from parallel_decode.adapters.tarflow.base import Flow
 from parallel_decode.adapters.tarflow.bench import probes
 from parallel_decode.adapters.tarflow.bench.command import command as bench
 from parallel_decode.adapters.tarflow.bench.measure import precision
 from parallel_decode.adapters.tarflow.demo import demo
+from parallel_decode.adapters.tarflow.images import ImageFlow
+from parallel_decode.adapters.tarflow.load import load
 from parallel_decode.adapters.tarflow.pictures import save
 from parallel_decode.adapters.tarflow.shard_files import MANIFEST
 from parallel_decode.adapters.tarflow.shards import SHARD_SIZE, draw, images, noise
@@ -74,6 +74,10 @@ def sample(
     place = as_device(device)
     config = {} if in_channels is None else {"in_channels": in_channels}
     flow = digits() if checkpoint is None else load(checkpoint, **config)
+    if not isinstance(flow, ImageFlow):
+        raise ValueError(
+            f"{checkpoint} is a {type(flow).__name__}, whose latents and texts need an autoencoder and a text encoder: draw by its Pipeline"
+        )
     flow.to(place).noise_std = flow.noise_std if noise_std is None else noise_std
     labels = _labels(classes, flow.num_classes)
     options: dict[str, Any] = dict(
@@ -121,7 +125,9 @@ def _files(out: Path, n: int) -> list[Path]:
     return files
 
 
-def _singly(flow: Flow, files: list[Path], seed: int, labels: list[int] | None, options: dict[str, Any]) -> list[str]:
+def _singly(
+    flow: ImageFlow, files: list[Path], seed: int, labels: list[int] | None, options: dict[str, Any]
+) -> list[str]:
     """Draw and write single images, and their grid; returns what to say of them."""
     *singles, grid = files
     y = None if labels is None else torch.tensor([labels[i % len(labels)] for i in range(len(singles))])

@@ -1,20 +1,19 @@
-"""The flow: density, sampling, checkpoints."""
+"""The flow of images with noise of one level: `TarFlow`, and one that comes with the package."""
 
-from collections.abc import Mapping
 from importlib.resources import as_file, files
-from typing import Any
 
 from torch import Tensor, nn
 
-from parallel_decode.adapters.tarflow import checkpoint
-from parallel_decode.adapters.tarflow.base import Flow, native
+from parallel_decode.adapters.tarflow.base import native
+from parallel_decode.adapters.tarflow.config import Config
 from parallel_decode.adapters.tarflow.guidance import Guidance
-from parallel_decode.adapters.tarflow.inputs import Labels, check_floats, labels_of
+from parallel_decode.adapters.tarflow.images import ImageFlow, fixed
+from parallel_decode.adapters.tarflow.inputs import Labels
 from parallel_decode.adapters.tarflow.model import MetaBlock
 from parallel_decode.system import LayeredSystem
 
 
-class TarFlow(Flow):
+class TarFlow(ImageFlow):
     """A TarFlow over images.
 
     Args:
@@ -43,7 +42,8 @@ class TarFlow(Flow):
         torch.Size([2, 1, 8, 8])
     """
 
-    Config = checkpoint.Config
+    Config = Config
+    patch_size: int = fixed("patch_size")
 
     def __init__(
         self,
@@ -57,18 +57,13 @@ class TarFlow(Flow):
         num_classes: int = 0,
         noise_std: float | None = None,
     ) -> None:
-        super().__init__()
         given = in_channels, img_size, patch_size, channels, num_blocks, layers_per_block, nvp, num_classes, noise_std
-        self._configure(checkpoint.Config(*map(native, given)))
+        config = Config(*map(native, given))
         length, dim = (img_size // patch_size) ** 2, in_channels * patch_size**2
-        self.blocks = nn.ModuleList(
+        blocks = nn.ModuleList(
             MetaBlock(dim, channels, length, layers_per_block, i % 2 == 1, nvp, num_classes) for i in range(num_blocks)
         )
-        self._finish()
-
-    @property
-    def patch_size(self) -> int:
-        return self._hub_mixin_config.patch_size  # type: ignore[no-any-return]
+        super().__init__(config, blocks)
 
     @property
     def patch_sizes(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -88,8 +83,6 @@ class TarFlow(Flow):
             TypeError: x is no tensor.
             ValueError: x or y does not fit this flow.
         """
-        check_floats("x", x, (self.in_channels, self.img_size, self.img_size), self.var.device)
-        y = labels_of(y, len(x), self.num_classes, x.device)
         return self._encoded(x, y)
 
     def system(
@@ -132,22 +125,9 @@ class TarFlow(Flow):
             TypeError: x is no tensor.
             ValueError: x or y does not fit this flow, or the flow does not know the `noise_std` of its training.
         """
-        return self._stepped(x, self._variance(), y)
-
-    def _variance(self) -> float:
-        """Of the noise of training."""
-        if self.noise_std is None:
-            raise ValueError(
-                "denoising needs the standard deviation of the training noise: pass noise_std= to the flow"
-            )
-        super()._check_denoising({})
-        return self.noise_std * self.noise_std
-
-    def _check_denoising(self, options: Mapping[str, Any]) -> None:
-        self._variance()
-
-    def _clean(self, x: Tensor, y: Tensor | None, options: Mapping[str, Any]) -> Tensor:
-        return self.denoised(x, y)
+        self._check_denoising()
+        self._check_images(x)
+        return self._stepped(x, self.noise_std**2, y)  # type: ignore[operator]
 
 
 def digits() -> TarFlow:

@@ -50,8 +50,8 @@ class MetaBlock(nn.Module):
         super().__init__()
         self.patch_dim, self.flip, self.nvp, self._name = patch_dim, flip, nvp, name
         self.proj_in = nn.Linear(patch_dim, channels)
-        self.pos_embed = _embedding(num_patches, channels)
-        self.class_embed = _embedding(num_classes, 1, channels) if num_classes else None
+        self.pos_embed = embedding(num_patches, channels)
+        self.class_embed = embedding(num_classes, 1, channels) if num_classes else None
         self.shared_backbone = shared_backbone
         self.add_module(name, nn.ModuleList(AttentionBlock(channels) for _ in range(num_layers)))
         self.proj_out = nn.Linear(channels, patch_dim * (2 if nvp else 1))
@@ -62,6 +62,11 @@ class MetaBlock(nn.Module):
     def layers(self) -> list[nn.Module]:
         """Of the transformer, in order."""
         return [*(self.shared_backbone or ()), *getattr(self, self._name)]
+
+    @property
+    def network(self) -> tuple[int, int]:
+        """Channels and layers."""
+        return self.pos_embed.shape[1], len(self.layers)
 
     def permuted(self, x: Tensor, dim: int = 1) -> Tensor:
         """x in the block's order, and back: every second block reads the patches from last to first."""
@@ -93,6 +98,10 @@ class MetaBlock(nn.Module):
         proj_in, proj_out = (prepared(m, dtype) if as_built(m, [nn.Linear]) else Called(m, dtype) for m in ends)
         layers = [Layer.of(layer, dtype) for layer in self.layers]
         return Weights(dtype, proj_in, proj_out, layers, pos_embed, condition)
+
+    def trial(self, dtype: torch.dtype | None) -> Weights:
+        """What decoding is tried with, see `changes`."""
+        return self.weights(None, dtype)
 
     def changed(self) -> bool:
         """Whether modules in it were hooked to, wrapped or replaced."""
@@ -134,7 +143,7 @@ class MetaBlock(nn.Module):
         return self.permuted(reads.complete((reads.targets(x) - b) * (-a).exp(), x)), -a.sum((1, 2))
 
 
-def _embedding(*shape: int) -> nn.Parameter:
+def embedding(*shape: int) -> nn.Parameter:
     """Small random numbers; none on the meta device, where drawing them would import half of torch's compiler."""
     value = torch.empty(shape)
     return nn.Parameter(value if value.is_meta else torch.randn(shape) * 1e-2)

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parallel_decode.adapters.tarflow.base import Flow
-from parallel_decode.adapters.tarflow.decoding import BlockSystem
+from parallel_decode.adapters.tarflow.guidance import Guidance
+from parallel_decode.adapters.tarflow.inverse import BlockInverse
 from parallel_decode.cached import Reads
 from parallel_decode.schedules import Jacobi, Sliding
 from parallel_decode.solver import solve
@@ -67,7 +68,6 @@ def probe(
     flow: Flow,
     n: int = 8,
     *,
-    y: Tensor | None = None,
     generator: torch.Generator | None = None,
     hidden: Sequence[int] | None = None,
     lags: Sequence[int] | None = None,
@@ -79,12 +79,11 @@ def probe(
     Args:
         flow: the flow.
         n: how many images.
-        y: classes, shape (n,); all in turn by default.
         generator: for the noise.
         hidden: how many of the nearest predecessors are hidden from attention, in turn; 1, 2 and 5 by default.
         lags: of the Jacobian; 1 to 4, and around one and two rows of patches, by default.
         positions: how many positions the mean Jacobian is taken over, evenly spaced.
-        options: of sampling, see the flow's `system`.
+        options: of `flow.example`: classes `y`, which are all in turn by default, texts, which are noise, and others of sampling.
 
     Raises:
         ValueError: a number is out of its range.
@@ -109,12 +108,12 @@ def probe(
         raise ValueError(f"n is {n} and positions {positions}, expected at least 1 each")
     if any(not 1 <= o < length for o in (*hidden, *lags)):
         raise ValueError(f"hidden is {hidden} and lags {lags}, expected numbers from 1 to {length - 1}")
-    system = flow.example(n, y=y, generator=generator, **options)
+    system = flow.example(n, generator=generator, **options)
     blocks: list[BlockProbe] = []
 
     def probe_layer(index: int, make: Callable[[], TriangularSystem]) -> Tensor:
         layer = make()
-        assert isinstance(layer, BlockSystem)
+        assert isinstance(layer, BlockInverse)
         value = solve(layer, "sequential").value
         blocks.append(_block(layer, value, hidden, lags, positions))
         return value
@@ -123,11 +122,12 @@ def probe(
     return Probe(tuple(blocks), n)
 
 
-def _block(layer: BlockSystem, x: Tensor, hidden: Sequence[int], lags: Sequence[int], positions: int) -> BlockProbe:
+def _block(layer: BlockInverse, x: Tensor, hidden: Sequence[int], lags: Sequence[int], positions: int) -> BlockProbe:
     block, z = layer.block, layer.z
     full = Window.full(layer.length)
     starts = {"system": z, "zeros": torch.cat([x[:, :1], torch.zeros_like(x[:, 1:])], 1)}
-    a = F.pad(Masked(layer, 0).affine(x)[0], (0, 0, 1, 0))
+    plain = Masked(layer, 0)
+    a = plain.reads.complete(plain.affine(x)[0], torch.zeros_like(x))
     norms = [float(torch.linalg.matrix_norm(w, ord=2)) for w in block.proj_out.weight.chunk(2 if block.nvp else 1)]
     scale = norms[0] if block.nvp else 0.0
     redundancy = {}
@@ -182,16 +182,17 @@ def mean_jacobian(system: TriangularSystem, x: Tensor, lag: int, positions: int 
 class Masked(TriangularSystem):
     """The inverse of a block that does not attend to the `hidden` nearest predecessors of the position it computes.
 
-    They are masked in the attention of all layers; where that hides everything, the first position stays visible. The value
-    of the nearest predecessor still enters by the residual stream, as it is what the transformer reads there.
+    They are masked in the attention of all layers; inputs before the first position, or that one where there are none, stay visible. The
+    value of the nearest predecessor still enters by the residual stream, as it is what the transformer reads there.
     """
 
-    def __init__(self, layer: BlockSystem, hidden: int) -> None:
-        self.z, self.block, self.weights = layer.z, layer.block, layer.block.weights(layer.y, t=layer.t)
-        self.reads = Reads(Window.full(layer.length), layer.length)
+    def __init__(self, layer: BlockInverse, hidden: int) -> None:
+        self.z, self.layer = layer.z, layer
+        self.given = layer.given(Guidance(), layer.dtype)
+        self.reads = Reads(Window.full(layer.length), layer.length, layer.prefix, device=layer.z.device)
         key = torch.arange(self.reads.size, device=layer.z.device)
-        query = key[:, None]
-        self.reads.mask = (key <= query - hidden) | ((key == 0) & (query < hidden))  # position l is computed at l - 1
+        query = key[:, None]  # position l is computed at input P + l - 1
+        self.reads.mask = (key <= query - hidden) | ((key < max(layer.prefix, 1)) & (key <= query))
         self.reads.causal = False
 
     @property
@@ -202,8 +203,9 @@ class Masked(TriangularSystem):
         return self.z
 
     def affine(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """a and b at all positions but the first, each of shape (B, L - 1, D)."""
-        return self.block.affine(self.reads.take(x), self.weights, self.reads)
+        """a and b at all positions but the first if nothing is read for it, each of shape (B, W, D)."""
+        values = self.layer.read(x, self.reads)
+        return self.layer.block.affine(values, self.given, self.reads)  # type: ignore[no-any-return]
 
     def evaluate(self, x: Tensor, window: Window) -> Tensor:
         x = x.clone()

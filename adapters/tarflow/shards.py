@@ -19,8 +19,8 @@ from torch import Tensor
 
 from parallel_decode._options import check_at_least_one, check_tol
 from parallel_decode._progress import progress_bar
-from parallel_decode.adapters.tarflow.base import Flow
 from parallel_decode.adapters.tarflow.bench.measure import precision
+from parallel_decode.adapters.tarflow.images import ImageFlow
 from parallel_decode.adapters.tarflow.shard_files import Shards
 from parallel_decode.schedules import Schedule
 from parallel_decode.selective import Selective, as_schedule
@@ -30,7 +30,7 @@ ATTEMPTS = 4  # draws of an image, until one is finite
 SHARD_SIZE = 256  # small, so that 64 processes share 50,000 images evenly and little is lost by a kill
 
 
-def noise(flow: Flow, indices: Sequence[int], *, seed: int = 0, attempt: int = 0) -> Tensor:
+def noise(flow: ImageFlow, indices: Sequence[int], *, seed: int = 0, attempt: int = 0) -> Tensor:
     """Standard normal noise of the images with these indices, each a function of (seed, index, attempt) alone.
 
     Args:
@@ -61,7 +61,7 @@ def noise(flow: Flow, indices: Sequence[int], *, seed: int = 0, attempt: int = 0
 
 
 def draw(
-    flow: Flow,
+    flow: ImageFlow,
     out: str | Path,
     count: int,
     *,

@@ -8,7 +8,7 @@ Shapes: N positions of all rows, B batch (twice that with guidance), L positions
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,7 @@ class Weights:
     pos_embed: Tensor
     condition: Tensor | None
     temperature: Tensor | None = None
+    size: ClassVar[int] = 0  # inputs before the first position
 
     def select(self, rows: Tensor) -> "Weights":
         """The same for some rows of the batch."""

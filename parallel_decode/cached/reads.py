@@ -27,6 +27,7 @@ class Reads:
 
     Attributes:
         size: T; 0 if the window is position 0 alone, and nothing is read for that.
+        first: no input before this one is read.
         stop: keys of inputs before this one are attended to.
         mask: which, shape (T, stop), True where a query sees a key. None where nothing is to be masked, or `causal`; see `visible`.
         causal: whether query t sees the keys 0..t, as `is_causal` of `scaled_dot_product_attention` has it.
@@ -50,7 +51,7 @@ class Reads:
         wanted = self._wanted = window.positions[1:] if self._skips else window.positions
         self.stop = prefix + window.positions[-1]
         first = min(prefix + min(window.changed_from, wanted.start - 1), known, self.stop)
-        self.size = self.stop - first
+        self.first, self.size = first, self.stop - first
         self._inputs = slice(first, self.stop)
         self._outputs = slice(prefix + wanted.start - 1 - first, None, wanted.step)
         self.causal = first == 0 and self.size > 1
@@ -88,6 +89,10 @@ class Reads:
             return self.mask.view(-1, 1, self.size, self.stop)
         at = torch.arange(self.stop, device=self._device)
         return (at <= at[self._inputs, None])[None, None]
+
+    def inputs(self) -> Tensor:
+        """Which they are, shape (1, T), or (B, T) where rows differ."""
+        return torch.arange(self.first, self.stop, device=self._device)[None]
 
     def embedding(self, table: Tensor) -> Tensor:
         """What belongs to the places of these inputs: (P + L, C) to (T, C)."""
@@ -132,6 +137,7 @@ class RowReads(Reads):
     """
 
     causal = False
+    first = 0  # which it is lies in tensors
 
     def __init__(self, start: Tensor, width: int, before: int, stop: int, length: int, prefix: int = 0) -> None:
         self._all = inputs = prefix + length - 1
@@ -152,6 +158,9 @@ class RowReads(Reads):
     def take(self, x: Tensor) -> Tensor:
         self._check(x.shape[1])
         return x.expand(len(self._index), *x.shape[1:])[self._rows, self._index]
+
+    def inputs(self) -> Tensor:
+        return self._index
 
     def embedding(self, table: Tensor) -> Tensor:
         """(P + L, C) to (B, T, C)."""

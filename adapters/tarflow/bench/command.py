@@ -12,12 +12,12 @@ from rich.status import Status
 
 from parallel_decode._command_line import Seed, as_device, user_errors
 from parallel_decode._outputs import check_files
-from parallel_decode.adapters.itarflow.load import load
 from parallel_decode.adapters.tarflow import digits
 from parallel_decode.adapters.tarflow.base import Flow
 from parallel_decode.adapters.tarflow.bench import report, suite
 from parallel_decode.adapters.tarflow.bench.measure import Method, precision
 from parallel_decode.adapters.tarflow.bench.record import write
+from parallel_decode.adapters.tarflow.load import load
 
 MOST = 65_536  # images of a batch, and segments or sweeps of a block
 Others = Callable[[Flow, Sequence[int], Sequence[int]], Mapping[str, Method]]

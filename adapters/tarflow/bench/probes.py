@@ -11,8 +11,8 @@ from rich.table import Table
 
 from parallel_decode._command_line import Seed, as_device
 from parallel_decode._outputs import aside, check_files
-from parallel_decode.adapters.itarflow.load import load
 from parallel_decode.adapters.tarflow import digits
+from parallel_decode.adapters.tarflow.load import load
 from parallel_decode.adapters.tarflow.probe import Probe, probe
 
 

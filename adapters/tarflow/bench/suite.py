@@ -56,16 +56,16 @@ class Setting:
     notify: Callable[[str], None] = lambda message: None
 
     def noise(self, flow: Flow) -> tuple[Tensor, Tensor | None]:
-        """z, shape (B, L, D), and classes, shape (B,), all in turn; None without classes."""
-        z = torch.randn(self.batch, *flow.var.shape, generator=torch.Generator().manual_seed(self.seed))
-        y = torch.arange(self.batch, device=flow.var.device) % flow.num_classes if flow.num_classes else None
-        return z.to(flow.var), y
+        """z, and what is drawn: classes, shape (B,), all in turn, or noise for texts; None where a flow is conditioned on nothing."""
+        generator, like = torch.Generator().manual_seed(self.seed), flow.noise_like
+        z = torch.randn(self.batch, *like.shape, generator=generator)
+        return z.to(like), flow.conditions(self.batch, generator).get(flow.condition)
 
     def time(self, flow: Flow, cases: Mapping[str, Case], baseline: str) -> dict[str, Timing]:
         """The cases interleaved, each entering the precision anew, as a user's call would."""
 
         def cast(case: Case) -> Outcome:
-            with precision(self.dtype, flow.var.device):
+            with precision(self.dtype, flow.noise_like.device):
                 return case()
 
         return interleave(
@@ -205,11 +205,11 @@ def _solved(
     z: Tensor,
     y: Tensor | None,
 ) -> Outcome:
-    return _outcome(pd.solve(flow.system(z, y=y, **options), schedule, tol=tol))
+    return _outcome(pd.solve(flow.system(z, **{flow.condition: y}, **options), schedule, tol=tol))
 
 
 def _swept(flow: Flow, layers: tuple[rules.Rule, ...], z: Tensor, y: Tensor | None) -> Outcome:
-    return Outcome(*rules.solve(flow.system(z, y=y), layers))
+    return Outcome(*rules.solve(flow.system(z, **{flow.condition: y}), layers))
 
 
 def _outcome(solution: pd.Solution) -> Outcome:
@@ -241,7 +241,7 @@ def whole(flow: Flow, methods: Mapping[str, Method], setting: Setting) -> dict[s
     }
     exact = None
     if setting.dtype != "float32":
-        with precision("float32", flow.var.device):
+        with precision("float32", flow.noise_like.device):
             exact = methods[BASELINE](z, y).value
     rows = {}
     for name, timing in timings.items():
@@ -255,8 +255,8 @@ def whole(flow: Flow, methods: Mapping[str, Method], setting: Setting) -> dict[s
     if setting.memory:
         for name, figures in rows.items():
             setting.notify(f"{name}: memory")
-            with precision(setting.dtype, flow.var.device):
-                figures["peak_memory_mib"] = round(peak_memory(cases[name], flow.var.device) / 2**20, 2)
+            with precision(setting.dtype, flow.noise_like.device):
+                figures["peak_memory_mib"] = round(peak_memory(cases[name], flow.noise_like.device) / 2**20, 2)
     return rows
 
 
@@ -274,8 +274,11 @@ def blocks(flow: Flow, names: Sequence[str], setting: Setting) -> list[dict[str,
     """
     z, y = setting.noise(flow)
     schedules = block_schedules(max(flow.lengths))
-    systems = {name: flow.system(z, y=y, **({"compile": True} if name.endswith(COMPILED) else {})) for name in names}
-    share = None if setting.budget is None else setting.budget / len(flow.blocks)
+    systems = {
+        name: flow.system(z, **{flow.condition: y}, **({"compile": True} if name.endswith(COMPILED) else {}))
+        for name in names
+    }
+    share = None if setting.budget is None else setting.budget / len(flow.lengths)
 
     def alone(name: str, index: int, before: Tensor | None) -> Outcome:
         schedule = schedules[name.removesuffix(COMPILED)]
@@ -283,7 +286,7 @@ def blocks(flow: Flow, names: Sequence[str], setting: Setting) -> list[dict[str,
 
     value: Tensor | None = None
     results = []
-    for index in range(len(flow.blocks)):
+    for index in range(len(flow.lengths)):
         cases = {name: partial(alone, name, index, value) for name in names}
         timings = replace(setting, budget=share).time(flow, cases, BASELINE)
         if BASELINE not in timings:  # no time was left
