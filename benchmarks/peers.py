@@ -45,10 +45,14 @@ def methods(
     named: dict[str, Method] = {}
     if iterative is not None:
         if not isinstance(flow, ITarFlow):
-            raise ValueError("ml-itarflow draws from iTARFlows, and this is a TarFlow: give --peer-tarflow")
+            raise ValueError(
+                f"ml-itarflow draws from iTARFlows, and this is a {type(flow).__name__}: give --peer-tarflow for a TarFlow"
+            )
         named[APPLE] = itarflow(iterative, flow)
     if (apple or gs) is not None and not isinstance(flow, TarFlow):
-        raise ValueError("ml-tarflow and GS-Jacobi's code draw from TarFlows, and this is none: give --peer-itarflow")
+        raise ValueError(
+            "ml-tarflow and GS-Jacobi's code draw from TarFlows, and this is none: give --peer-itarflow for an iTARFlow"
+        )
     if apple is not None:
         named[APPLE] = tarflow(apple, flow)
     if gs is not None:

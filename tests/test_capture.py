@@ -50,7 +50,7 @@ def test_a_captured_window_reads_no_value_on_the_host(
             x = system.initial()
             for window in WINDOWS.values():
                 assert system.evaluate(x, window).shape == (3, len(window.positions), 4)
-            assert system.weights is not None and isinstance(system.weights.layers[0], tuple), "not prepared"
+            assert system._given is not None and isinstance(system._given.layers[0], tuple), "not prepared"
         assert graphs.runs, "nothing was captured"
 
 

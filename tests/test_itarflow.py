@@ -467,9 +467,7 @@ def test_bad_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     damaged = {
         "is not an ITarFlow checkpoint": {"weight": torch.zeros(3)},
         "it has no time embedding, as of a TarFlow": dict(tarflow().float().state_dict()),
-        "block 1 has no 'proj_in.weight' and 'pos_embed'": {
-            k: v for k, v in state.items() if k != "blocks.1.pos_embed"
-        },
+        "'blocks.1.pos_embed' is missing": {k: v for k, v in state.items() if k != "blocks.1.pos_embed"},
         "is missing": {k: v for k, v in state.items() if "time_embed.mlp.2" not in k},
         "is unknown": state | {"blocks.0.other": torch.zeros(2)},
         "are not all positive and finite": state | {"var": torch.zeros(16, 4)},

@@ -9,14 +9,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from typer.testing import CliRunner
 
 import parallel_decode as pd
 from parallel_decode.adapters.starflow import StarFlow
 from parallel_decode.adapters.starflow import config as configs
 from parallel_decode.adapters.starflow.decoding import BlockSystem
+from parallel_decode.adapters.tarflow import base
+from parallel_decode.adapters.tarflow.load import load
 from parallel_decode.adapters.tarflow.probe import probe
 from parallel_decode.cached import Reads
 from parallel_decode.cached.graphs import Graphs
+from parallel_decode.cli import app
 from parallel_decode.testing import check_system
 from tests.starflow_reference import Reference
 from tests.systems import SCHEDULES
@@ -354,6 +358,17 @@ def test_hooks_that_decoding_would_not_call_are_refused() -> None:
         made.sample(z=z, **given)
 
 
+@pytest.mark.parametrize("name", ["embeddings of places", "as published", "a language model"])
+def test_modules_that_give_a_position_other_values_by_itself_are_refused(name: str) -> None:
+    made, z, given = flow(**IMAGES[name]), latents(IMAGES[name]), texts(IMAGES[name])
+    layer: Any = made.deep.attn_blocks[0]
+    layer.mlp = torch.nn.Sequential(layer.mlp, torch.nn.Dropout())
+    expected = made.sample(z=z, schedule="sequential", **given)
+    assert isinstance(expected, Tensor) and expected.isfinite().all(), "dropout does nothing in evaluation"
+    with pytest.raises(ValueError, match=f"modules of block {len(made.transforms) - 1} were changed.*dropout"):
+        made.train().sample(z=z, **given)
+
+
 @pytest.mark.parametrize("frames", [0, 4])
 @pytest.mark.parametrize("conditional", [True, False])
 def test_the_learned_denoiser_follows_its_definition(frames: int, conditional: bool) -> None:
@@ -581,3 +596,41 @@ def test_probes_see_what_makes_a_block_hard() -> None:
     assert len(found) == 3 and all(set(block.passes) == {"jacobi", "sliding"} for block in found)
     assert found[0].redundancy[1][1] < 1e-5 < found[1].redundancy[1][1] < found[1].redundancy[3][1]
     assert found[0].jacobian[2] < 1e-6 < found[0].jacobian[1] and found[1].jacobian[2] > 1e-4
+
+
+def test_rows_that_are_not_finite_are_drawn_again_for_their_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, given = flow(**IMAGE), texts(IMAGE)
+    drawn: list[Tensor] = []
+
+    def huge_in_the_second_row(n: int, like: Tensor, generator: Any) -> Tensor:
+        drawn.append(noise(n, *like.shape, seed=len(drawn)))
+        return drawn[-1] * torch.tensor([1.0, 1e308, 1.0] if n == 3 else [1.0])[:, None, None, None]
+
+    monkeypatch.setattr(base, "standard_normal", huge_in_the_second_row)
+    got = made.sample(schedule="sequential", **given)
+    z = torch.cat([drawn[0][:1], drawn[1], drawn[0][2:]])
+    expected = made.sample(z=z, schedule="sequential", **given)
+    assert isinstance(got, Tensor) and isinstance(expected, Tensor) and (got - expected).abs().max() < 1e-12
+    assert [len(z) for z in drawn] == [3, 1]
+
+
+def test_the_commands_that_need_no_prompts_take_a_folder(tmp_path: Path) -> None:
+    made = flow(**IMAGE).float()
+    made.save_pretrained(tmp_path / "flow")
+    save_file(made.state_dict(), tmp_path / "flow.safetensors")
+    assert isinstance(load(tmp_path / "flow"), StarFlow)
+    folder = ("--checkpoint", tmp_path / "flow")
+    for words in (
+        ("bench", *folder, "--batches", 2, "--runs", 1, "--methods", "auto,GS", "--gs-segments", "3,1"),
+        ("bench", *folder, "--batches", 1, "--runs", 1, "--blocks", "--methods", "sliding 9"),
+        ("probe", *folder, "--n", 2, "--positions", 2, "--out", tmp_path / "probe"),
+    ):
+        result = CliRunner().invoke(app, [*map(str, words)])
+        assert result.exit_code == 0, result.output
+    for checkpoint, message in (
+        ("flow", "is a StarFlow, which needs an autoencoder"),
+        ("flow.safetensors", "its weights do not tell in_channels"),
+    ):
+        words = ("sample", "--checkpoint", tmp_path / checkpoint, "--out", tmp_path / "out")
+        result = CliRunner().invoke(app, [*map(str, words)])
+        assert result.exit_code == 2 and message in " ".join(result.output.split())

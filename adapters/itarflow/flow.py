@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from parallel_decode._options import check_at_least_one
 from parallel_decode.adapters.itarflow.config import Config
 from parallel_decode.adapters.itarflow.levels import FourierTimeEmbedding, Levels, levels_of
-from parallel_decode.adapters.tarflow.base import native
 from parallel_decode.adapters.tarflow.guidance import Guidance, guide_gaussians, guide_scales
 from parallel_decode.adapters.tarflow.images import ImageFlow, fixed
-from parallel_decode.adapters.tarflow.inputs import Labels
+from parallel_decode.adapters.tarflow.inputs import Labels, native
 from parallel_decode.adapters.tarflow.model import MetaBlock
 from parallel_decode.adapters.tarflow.transformer import AttentionBlock
 from parallel_decode.system import LayeredSystem

@@ -101,7 +101,7 @@ class FlowSystem(FlowInverse):
 
     def layer(self, index: int, value: Tensor | None) -> BlockInverse:
         if value is None:  # a solve begins
-            check_decodable(self.flow, self.flow.transforms)
+            check_decodable(self.flow)
         count, (_, frames, each, _), graphs = len(self.stretches), self.z.shape, self.graphs
         if index < count:
             if value is not None:

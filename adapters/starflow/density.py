@@ -51,11 +51,6 @@ class Density(Flow):
         return self.deep.proj_in.weight.new_empty(1).expand(self.config.in_channels, side, side)
 
     @property
-    def transforms(self) -> list[MetaBlock]:
-        """The blocks that are not left out."""
-        return [cast(MetaBlock, block) for block in self.blocks if not isinstance(block, nn.Identity)]
-
-    @property
     def deep(self) -> MetaBlock:
         """The deep block, which is decoded first."""
         return cast(MetaBlock, self.blocks[-1])

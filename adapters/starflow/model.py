@@ -60,8 +60,7 @@ class MetaBlock(Network):
         """What decoding is tried with, see `changes`: a text of noise, without rotary positions."""
         like, text = self.proj_in.weight, None
         if self.sees_text:
-            width = next(self.proj_txt.parameters(), like).shape[-1]
-            text = torch.randn(2, 3, width, generator=torch.Generator().manual_seed(1)).to(like)
+            text = torch.randn(2, 3, self.txt_dim, generator=torch.Generator().manual_seed(1)).to(like)
         return self.condition(text, like.new_empty(2, 0, self.patch_dim), None)
 
     def changed(self) -> bool:
@@ -109,10 +108,8 @@ class Denoiser(Network):
     def forward(self, x: Tensor, text: Tensor | None, angles: Tensor | None, frames: int | None) -> Tensor:
         """What it takes for noise in patches (B, L, D); `frames` of a video, None for images."""
         length, given = x.shape[1], self.conditioned(text, x[:, :0], angles)
-        size = given.size
-        reads = Reads(
-            Window.full(length + 1), length + 1, size, device=x.device
-        )  # one more, so that the last patch is read
+        size, window = given.size, Window.full(length + 1)  # one more, so that the last patch is read
+        reads = Reads(window, length + 1, size, device=x.device)
         reads.causal = False
         if frames is not None and self.ahead:
             at = reads.inputs()[0] - size

@@ -57,7 +57,7 @@ class Network(nn.Module):
         self.proj_in = nn.Linear(dim, shape.channels)
         self.proj_out = nn.Linear(shape.channels, outputs * dim)
         nn.init.zeros_(self.proj_out.weight)
-        self.sees_text = sees_text
+        self.sees_text, self.txt_dim = sees_text, config.txt_dim
         if sees_text:
             self.proj_txt = nn.Linear(config.txt_dim, shape.channels) if shape.project_text else nn.Identity()
         self.attn_blocks = nn.ModuleList(AttentionBlock(shape) for _ in range(layers))

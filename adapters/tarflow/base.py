@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from typing_extensions import Self
 from parallel_decode._fingerprint import fingerprint
 from parallel_decode.adapters.tarflow import checkpoint
 from parallel_decode.adapters.tarflow.config import FlowConfig
-from parallel_decode.adapters.tarflow.inputs import standard_normal
+from parallel_decode.adapters.tarflow.inputs import native, of_rows, standard_normal
 from parallel_decode.cached.graphs import Graphs, graphs_of
 from parallel_decode.schedules import Schedule
 from parallel_decode.selective import Selective
@@ -56,6 +55,11 @@ class Flow(nn.Module, PyTorchModelHubMixin):
     def config(self) -> Any:
         """The arguments, a `Config`."""
         return self._hub_mixin_config
+
+    @property
+    def transforms(self) -> list[Any]:
+        """The blocks that are not left out."""
+        return [block for block in self.blocks if not isinstance(block, nn.Identity)]
 
     @property
     def noise_std(self) -> float | None:
@@ -170,7 +174,7 @@ class Flow(nn.Module, PyTorchModelHubMixin):
             bad = (~samples.flatten(1).isfinite().all(1)).nonzero()[:, 0]
             if not len(bad):
                 break
-            again = {name: _of_rows(value, bad, len(noise)) for name, value in options.items()} | {"compile": False}
+            again = {name: of_rows(value, bad, len(noise)) for name, value in options.items()} | {"compile": False}
             samples = samples.clone()
             samples[bad] = draw(standard_normal(len(bad), self.noise_like, generator), again)[0]
         finite = samples.flatten(1).isfinite().all(1).tolist()
@@ -288,17 +292,6 @@ class Flow(nn.Module, PyTorchModelHubMixin):
                 Weights that are not finite are loaded; images drawn with them are not finite, of which `sample` warns.
         """
         return checkpoint.load(cls, path, config)
-
-
-def native(value: Any) -> Any:
-    """Numbers of numpy as Python's, which JSON can hold."""
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _of_rows(value: Any, rows: Tensor, count: int) -> Any:
-    """What belongs to some of so many samples."""
-    each = isinstance(value, Tensor) and value.dim() > 0 and len(value) == count
-    return value[rows.to(value.device)] if each else value
 
 
 def _as_named(flow: Flow, state: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -4,7 +4,7 @@ Decoding takes the weights out of modules that are as this package built them, w
 was changed is called as it is; what decoding never calls (a whole block, the flow) may not be changed.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -77,14 +77,14 @@ def _hooked(module: nn.Module) -> bool:
     )
 
 
-def check_decodable(flow: "Flow", blocks: Iterable[Any]) -> None:
+def check_decodable(flow: "Flow") -> None:
     """Raise a ValueError if samples would not be the inverse of `forward` as it is now."""
     if _hooked(flow) or "forward" in vars(flow):
         raise ValueError(
             "the flow has hooks, or a forward that was replaced: sampling inverts its blocks without calling it. Remove them "
             "to draw samples (of torch.nn.modules.module for global hooks; accelerate: unwrap_model(flow, keep_fp32_wrapper=False))"
         )
-    for index, block in enumerate(blocks):
+    for index, block in enumerate(flow.transforms):
         if not _unchanged(uncompiled(block)):
             raise ValueError(
                 f"block {index} is a {type(block).__name__} with hooks or a forward of its own: sampling inverts a block without "

@@ -68,8 +68,8 @@ def folder_config(folder: Path) -> dict[str, Any]:
         config: dict[str, Any] = read_json(path)
     except ValueError as error:
         raise ValueError(f"{path} cannot be read, it may be damaged: {reason(error)}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} is not a configuration, but a {type(config).__name__}")
+    if type(config) is not dict:
+        raise ValueError(f"{path} holds a {type(config).__name__}, and is not the configuration of a flow")
     return config
 
 

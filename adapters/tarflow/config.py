@@ -124,10 +124,12 @@ class Config(ImageConfig):
 
 def two(state: Mapping[str, Tensor], name: str) -> tuple[int, int]:
     """The shape of a tensor of two dimensions."""
-    found = tuple(state[name].shape) if name in state else None
-    if found is None or len(found) != 2:
+    if name not in state:
+        raise ValueError(f"{name!r} is missing")
+    found = tuple(state[name].shape)
+    if len(found) != 2:
         raise ValueError(f"{name!r} has shape {found}, expected two dimensions")
-    return found  # type: ignore[return-value]
+    return found
 
 
 def channels_of(dims: Iterable[int], in_channels: int | None) -> int:

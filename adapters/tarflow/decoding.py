@@ -83,7 +83,7 @@ class FlowSystem(FlowInverse):
 
     def layer(self, index: int, value: Tensor | None) -> BlockInverse:
         if value is None:  # a solve begins
-            check_decodable(self.flow, self.flow.blocks)
+            check_decodable(self.flow)
             x = self.z * self.flow.var.sqrt().to(self.z)
         else:
             at = self.depth - index

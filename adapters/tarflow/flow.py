@@ -4,11 +4,10 @@ from importlib.resources import as_file, files
 
 from torch import Tensor, nn
 
-from parallel_decode.adapters.tarflow.base import native
 from parallel_decode.adapters.tarflow.config import Config
 from parallel_decode.adapters.tarflow.guidance import Guidance
 from parallel_decode.adapters.tarflow.images import ImageFlow, fixed
-from parallel_decode.adapters.tarflow.inputs import Labels
+from parallel_decode.adapters.tarflow.inputs import Labels, native
 from parallel_decode.adapters.tarflow.model import MetaBlock
 from parallel_decode.system import LayeredSystem
 

@@ -113,7 +113,7 @@ class ImageFlow(Flow):
     ) -> LayeredSystem:
         z = self._noise(z)
         y = labels_of(y, len(z), self.num_classes, z.device)
-        compile = compile and z.is_cuda and not any(block.changed() for block in self.blocks)  # type: ignore[operator]
+        compile = compile and z.is_cuda and not any(block.changed() for block in self.transforms)
         graphs = self._graphs(compile, z, y is None, *vars(guidance).values())
         return FlowSystem(self, z, y, guidance, graphs, t)
 
