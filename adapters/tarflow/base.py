@@ -77,11 +77,11 @@ class Flow(nn.Module, PyTorchModelHubMixin):
         """Log-density of samples in nats, shape (B,); see the flow's own."""
         raise NotImplementedError
 
-    def system(self, z: Tensor, **options: Any) -> LayeredSystem:
+    def system(self, z: Tensor, *args: Any, **options: Any) -> LayeredSystem:
         """Sampling, for `pd.solve`; see the flow's own."""
         raise NotImplementedError
 
-    def denoised(self, x: Tensor, *args: Any) -> Tensor:
+    def denoised(self, x: Tensor, *args: Any, **given: Any) -> Tensor:
         """Samples without the noise of training; see the flow's own."""
         raise NotImplementedError
 

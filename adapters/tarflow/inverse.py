@@ -4,7 +4,7 @@ Shapes: B batch (twice that with guidance), L positions, P inputs before the fir
 """
 
 import weakref
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Hashable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,14 +25,7 @@ if TYPE_CHECKING:
 
 
 class Given(Protocol):
-    """What the positions of a block depend on besides one another, prepared for a solve.
-
-    Attributes:
-        size: P.
-    """
-
-    @property
-    def size(self) -> int: ...
+    """What the positions of a block depend on besides one another, prepared for a solve."""
 
     def select(self, rows: Tensor) -> "Given":
         """The same for some rows of the batch."""
@@ -43,7 +36,7 @@ class Given(Protocol):
         ...
 
 
-class BlockInverse(TriangularSystem, ABC):
+class BlockInverse(TriangularSystem):
     """The inverse of one block: x_l = z_l exp(a_l(x_<l)) + b_l(x_<l), in the block's order.
 
     The block has `network`, which tells networks of different sizes apart, and `affine(values, given, reads, storage)`: a and b for the

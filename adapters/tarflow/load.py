@@ -36,6 +36,6 @@ def _of_folder(path: Path) -> type[Flow]:
 
 
 def _of_file(path: Path) -> type[Flow]:
-    held = map(str, read_weights(path, ITarFlow.skipped)) if os.path.isfile(path) else ()
-    marks = {".time_embed.": ITarFlow, ".sos_embed": StarFlow}  # a STARFlow may do without
+    held = [*map(str, read_weights(path, ITarFlow.skipped))] if os.path.isfile(path) else []
+    marks: dict[str, type[Flow]] = {".time_embed.": ITarFlow, ".sos_embed": StarFlow}  # a STARFlow may do without
     return next((kind for name in held for mark, kind in marks.items() if mark in name), TarFlow)
