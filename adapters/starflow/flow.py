@@ -12,6 +12,7 @@ from parallel_decode.adapters.starflow.decoding import FlowSystem
 from parallel_decode.adapters.starflow.density import Density
 from parallel_decode.adapters.starflow.inputs import check_latents, first_frames, stretches, texts
 from parallel_decode.adapters.tarflow.guidance import Guidance, guide_gaussians
+from parallel_decode.adapters.tarflow.inverse import graphs_for
 from parallel_decode.system import LayeredSystem
 
 
@@ -77,7 +78,7 @@ class StarFlow(Density):
         known = patches[:, :0] if frames is None else self.patchify(first_frames(self, frames, z))
         parts = stretches(self, patches.shape[1], known.shape[1], context_length)
         known = self._through(self.transforms[:-1], known, size, None)[0] if known.shape[1] else known
-        graphs = self._graphs(compile, patches, size, guidance, known.shape)
+        graphs = graphs_for(self, patches, size, guidance, known.shape) if compile else None
         return FlowSystem(self, patches, size, text, guide, known, parts, z.dim() == 5, graphs)
 
     def conditions(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:

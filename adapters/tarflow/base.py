@@ -15,7 +15,6 @@ from parallel_decode._fingerprint import fingerprint
 from parallel_decode.adapters.tarflow import checkpoint
 from parallel_decode.adapters.tarflow.config import FlowConfig
 from parallel_decode.adapters.tarflow.inputs import native, of_rows, standard_normal
-from parallel_decode.cached.graphs import Graphs, graphs_of
 from parallel_decode.schedules import Schedule
 from parallel_decode.selective import Selective
 from parallel_decode.solution import Solution
@@ -200,13 +199,6 @@ class Flow(nn.Module, PyTorchModelHubMixin):
             raise ValueError("z holds values that are not finite, expected noise")
         wide = torch.promote_types(torch.promote_types(z.dtype, self.noise_like.dtype), torch.float32)
         return z.to(wide)  # type: ignore[no-any-return]
-
-    def _graphs(self, compile: bool, z: Tensor, *key: Any) -> Graphs | None:
-        """To capture windows in; `key` is what they depend on besides z."""
-        if not (compile and z.is_cuda):
-            return None
-        autocast = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
-        return graphs_of(self, (z.shape, z.dtype, z.device, autocast, key))
 
     def _clean(self, x: Tensor, options: Mapping[str, Any]) -> Tensor:
         """Samples without the noise of training; `options` are those of sampling."""

@@ -16,6 +16,7 @@ from parallel_decode.adapters.tarflow.config import FlowConfig
 from parallel_decode.adapters.tarflow.decoding import FlowSystem
 from parallel_decode.adapters.tarflow.guidance import Guidance
 from parallel_decode.adapters.tarflow.inputs import Labels, as_labels, check_floats, labels_of
+from parallel_decode.adapters.tarflow.inverse import graphs_for
 from parallel_decode.system import LayeredSystem
 
 
@@ -114,7 +115,7 @@ class ImageFlow(Flow):
         z = self._noise(z)
         y = labels_of(y, len(z), self.num_classes, z.device)
         compile = compile and z.is_cuda and not any(block.changed() for block in self.transforms)
-        graphs = self._graphs(compile, z, y is None, *vars(guidance).values())
+        graphs = graphs_for(self, z, y is None, *vars(guidance).values()) if compile else None
         return FlowSystem(self, z, y, guidance, graphs, t)
 
 

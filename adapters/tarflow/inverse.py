@@ -16,7 +16,7 @@ from typing_extensions import Self
 
 from parallel_decode.adapters.tarflow.guidance import Guidance
 from parallel_decode.cached import KeyValueStorage, Reads, RowReads
-from parallel_decode.cached.graphs import Graphs
+from parallel_decode.cached.graphs import Graphs, graphs_of
 from parallel_decode.system import LayeredSystem, TriangularSystem
 from parallel_decode.window import Window
 
@@ -202,3 +202,11 @@ class FlowInverse(LayeredSystem):
             shape = tuple(system.z.shape), system.prefix, system.block.network, bool(system.guidance)
             system.storage = system.graphs.first(("storage", shape), KeyValueStorage())
         return system
+
+
+def graphs_for(flow: "Flow", z: Tensor, *key: Any) -> Graphs | None:
+    """To capture windows in, on a CUDA device; `key` is what they depend on besides z."""
+    if not z.is_cuda:
+        return None
+    autocast = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+    return graphs_of(flow, (z.shape, z.dtype, z.device, autocast, key))
