@@ -362,7 +362,7 @@ def test_hooks_that_decoding_would_not_call_are_refused() -> None:
 def test_modules_that_give_a_position_other_values_by_itself_are_refused(name: str) -> None:
     made, z, given = flow(**IMAGES[name]), latents(IMAGES[name]), texts(IMAGES[name])
     layer: Any = made.deep.attn_blocks[0]
-    layer.mlp = torch.nn.Sequential(layer.mlp, torch.nn.Dropout())
+    layer.mlp = torch.nn.Sequential(layer.mlp, torch.nn.Dropout()).eval()
     expected = made.sample(z=z, schedule="sequential", **given)
     assert isinstance(expected, Tensor) and expected.isfinite().all(), "dropout does nothing in evaluation"
     with pytest.raises(ValueError, match=f"modules of block {len(made.transforms) - 1} were changed.*dropout"):
@@ -624,7 +624,7 @@ def test_the_commands_that_need_no_prompts_take_a_folder(tmp_path: Path) -> None
     folder = ("--checkpoint", tmp_path / "flow")
     for words in (
         ("bench", *folder, "--batches", 2, "--runs", 1, "--methods", "auto,GS", "--gs-segments", "3,1"),
-        ("bench", *folder, "--batches", 1, "--runs", 1, "--blocks", "--methods", "sliding 9"),
+        ("bench", *folder, "--batches", 1, "--runs", 1, "--blocks", "--methods", "sliding 9", "--gs-segments", "3,1"),
         ("probe", *folder, "--n", 2, "--positions", 2, "--out", tmp_path / "probe"),
     ):
         result = CliRunner().invoke(app, [*map(str, words)])

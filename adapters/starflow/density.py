@@ -144,8 +144,7 @@ class Density(Flow):
         """
         check_latents(self, "x", x)
         if not self.config.learnable_self_denoiser:
-            self._check_denoising()
-            return self._stepped(x, self.noise_std**2, text)  # type: ignore[operator]
+            return self._stepped(x, self._variance(), text)
         denoiser, text = self.learnable_self_denoiser, check_text(self, text, len(x))
         text = text if denoiser.sees_text else None
         patches, size = self.patchify(x), self._size(x)

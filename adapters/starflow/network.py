@@ -44,8 +44,11 @@ class Condition:
 
     def kept(self, graphs: Graphs, name: Hashable) -> "Condition":
         """The same at addresses that CUDA graphs have captured under this name."""
-        parts = {part: getattr(self, part) for part in ("prefix", "places", "turn")}
-        return replace(self, **{part: t if t is None else graphs.keep((name, part), t) for part, t in parts.items()})
+        places, turn = (
+            part if part is None else graphs.keep((name, kind), part)
+            for kind, part in (("places", self.places), ("turn", self.turn))
+        )
+        return replace(self, prefix=graphs.keep((name, "prefix"), self.prefix), places=places, turn=turn)
 
 
 class Network(nn.Module):

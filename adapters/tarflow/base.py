@@ -212,6 +212,11 @@ class Flow(nn.Module, PyTorchModelHubMixin):
             )
         self._check_gradient()
 
+    def _variance(self) -> float:
+        """Of the noise of training."""
+        self._check_denoising()
+        return self.noise_std * self.noise_std  # type: ignore[operator]
+
     def _check_gradient(self) -> None:
         if any(tensor.is_inference() for tensor in (*self.parameters(), *self.buffers())):
             raise ValueError(
@@ -258,14 +263,8 @@ class Flow(nn.Module, PyTorchModelHubMixin):
             FileNotFoundError: nothing is there.
             ValueError: see `from_checkpoint`.
         """
-        folder = checkpoint.folder(
-            pretrained_model_name_or_path,
-            force_download=force_download,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            revision=revision,
-        )
+        hub: dict[str, Any] = dict(force_download=force_download, token=token, cache_dir=cache_dir, revision=revision)
+        folder = checkpoint.folder(pretrained_model_name_or_path, local_files_only=local_files_only, **hub)
         return cls.from_checkpoint(folder, **config)
 
     @classmethod

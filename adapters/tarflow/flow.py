@@ -124,9 +124,9 @@ class TarFlow(ImageFlow):
             TypeError: x is no tensor.
             ValueError: x or y does not fit this flow, or the flow does not know the `noise_std` of its training.
         """
-        self._check_denoising()
+        variance = self._variance()
         self._check_images(x)
-        return self._stepped(x, self.noise_std**2, y)  # type: ignore[operator]
+        return self._stepped(x, variance, y)
 
 
 def digits() -> TarFlow:
