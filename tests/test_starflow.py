@@ -633,6 +633,6 @@ def test_the_commands_that_need_no_prompts_take_a_folder(tmp_path: Path) -> None
         ("flow", "is a StarFlow, which needs an autoencoder"),
         ("flow.safetensors", "its weights do not tell in_channels"),
     ):
-        words = ("sample", "--checkpoint", tmp_path / checkpoint, "--out", tmp_path / "out")
-        result = CliRunner().invoke(app, [*map(str, words)])
+        given = "sample", "--checkpoint", tmp_path / checkpoint, "--out", tmp_path / "out"
+        result = CliRunner().invoke(app, [*map(str, given)])
         assert result.exit_code == 2 and message in " ".join(result.output.split())

@@ -126,7 +126,7 @@ class FlowSystem(FlowInverse):
         if index == len(self.stretches):
             value = torch.cat([*self._deep[:index], value], 1)
         block = self.flow.deep if index == len(self.stretches) else self.shallow[index - len(self.stretches) - 1]
-        return block.permuted(value, self.z.shape[2]).reshape(self.z.shape)
+        return block.permuted(value, self.z.shape[2]).reshape(self.z.shape)  # type: ignore[no-any-return]
 
     def output(self, value: Tensor) -> Tensor:
         x: Tensor = self.flow.unpatchify(self._patches(self.depth, value), self.size)

@@ -77,7 +77,7 @@ class Pipeline:
         ).to(self.text_encoder.device)
         mask = words["attention_mask"]
         states = self.text_encoder(input_ids=words["input_ids"], attention_mask=mask).last_hidden_state
-        return (states * mask[..., None]).to(self.flow.var)  # type: ignore[no-any-return]
+        return (states * mask[..., None]).to(self.flow.noise_like)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -40,12 +40,12 @@ def plain_sample(flow: TarFlow, z: Tensor, y: Tensor | None = None) -> Tensor:
 def _solved(block: MetaBlock, z: Tensor, y: Tensor | None) -> Tensor:
     """x of one block, in its order."""
     pos_embed, condition = block.permuted(block.pos_embed, 0), block.condition(y)
-    caches: list[Tensor | None] = [None for _ in block.attn_blocks]  # (2, B, heads, positions so far, HEAD_DIM)
+    caches: list[Tensor | None] = [None for _ in block.layers]  # (2, B, heads, positions so far, HEAD_DIM)
     x = [z[:, :1]]
     for position in range(z.shape[1] - 1):
         h = block.proj_in(x[-1]) + pos_embed[position]
         h = h if condition is None else h + condition
-        for index, layer in enumerate(cast(Iterable[AttentionBlock], block.attn_blocks)):
+        for index, layer in enumerate(cast(Iterable[AttentionBlock], block.layers)):
             attention = layer.attention
             q, *kv = attention.qkv(attention.norm(h)).view(len(h), 1, 3, -1, HEAD_DIM).permute(2, 0, 3, 1, 4)
             new, before = torch.stack(kv), caches[index]
