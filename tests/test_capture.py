@@ -15,6 +15,7 @@ from parallel_decode.adapters.starflow import StarFlow, decoding
 from parallel_decode.adapters.tarflow import TarFlow
 from parallel_decode.adapters.tarflow.decoding import BlockSystem
 from parallel_decode.adapters.tarflow.guidance import Guidance, guide_gaussians
+from parallel_decode.adapters.tarflow.weights import Weights
 from parallel_decode.cached import KeyValueStorage
 from parallel_decode.cached.graphs import Graphs
 
@@ -50,7 +51,7 @@ def test_a_captured_window_reads_no_value_on_the_host(
             x = system.initial()
             for window in WINDOWS.values():
                 assert system.evaluate(x, window).shape == (3, len(window.positions), 4)
-            assert system._given is not None and isinstance(system._given.layers[0], tuple), "not prepared"
+            assert isinstance(system._given, Weights) and isinstance(system._given.layers[0], tuple), "not prepared"
         assert graphs.runs, "nothing was captured"
 
 
