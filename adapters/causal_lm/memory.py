@@ -1,5 +1,7 @@
 """What `Adaptive` remembers: what passes cost, which drafts came true, how windows that live on predictions move, and what may be lost. No torch here."""
 
+from collections.abc import Sequence
+
 from parallel_decode._allowance import Allowance
 from parallel_decode._costs import Timings
 
@@ -26,10 +28,23 @@ class RowCosts:
 
         self.timings = {apart: Timings(beyond, int, ENOUGH, KEPT) for apart in (False, True)}
         self.added, self._due = 0, 256
+        self._foreign = False  # of another process, when the machine may have been faster or slower
+        self._tabulate()
+
+    def restore(self, together: Sequence[tuple[int, float]], apart: Sequence[tuple[int, float]]) -> None:
+        """Begin with what another process measured: how widths compare. How fast all of it is tells the first pass."""
+        self.timings[False].restore(together)
+        self.timings[True].restore(apart)
+        self._foreign = True
         self._tabulate()
 
     def add(self, size: int, apart: bool, seconds: float) -> None:
         self.added += 1
+        if self._foreign and self.timings[apart].knows(size):
+            self._foreign, scale = False, seconds / self.timings[apart].seconds(size)
+            for timings in self.timings.values():
+                timings.restore(timings.measured(), scale)
+            self._tabulate()
         if self.added == self._due:
             self._due += min(self._due, FORGET)
             for timings in self.timings.values():
@@ -118,6 +133,7 @@ class Memory:
     def __init__(self, allowance: Allowance | None = None) -> None:
         self.records: dict[int, Record] = {}
         self.pace = Pace()
+        self.runs = 0
         self.allowance = allowance or Allowance()
 
     def record(self, kind: int) -> Record:
