@@ -16,9 +16,11 @@ from parallel_decode.adapters.causal_lm.memory import WIDTHS, Memory, RowCosts
 from parallel_decode.adapters.causal_lm.system import CausalLM
 from parallel_decode.schedules import Chooser, Schedule
 from parallel_decode.system import TriangularSystem
+from parallel_decode.tokens.drafting import MOST
 
 URGENCY = 4  # how much more a row counts that has more left to do: the batch is done when its last row is
 MARGIN = 1.1  # what a window has to promise over a single token: what is expected of drafts is uncertain
+OPENING = 4  # passes of a run that read single tokens, where windows live on predictions: they gain nothing yet, and this tells what single ones cost now
 KEEPS = 0.9  # of the best rate, down to which a width is kept
 
 
@@ -131,6 +133,10 @@ class _Tuner:
             if self.drafting.outcomes or not self.passes % 16:  # something may have changed
                 self.dull.clear()
             self.read = min(self._best(left, distance), length - front)
+            if (
+                self.drafting.fresh
+            ):  # what it chooses does not depend on drafts, so that none are made for single tokens
+                self.drafting.most = MOST if self.read > 1 else 1
         self.began = time.perf_counter()
         return range(front, front + self.read)
 
@@ -152,7 +158,7 @@ class _Tuner:
                 save(self.name, self.costs, self.memory)
 
     def _settle(self, gained: float, seconds: float | None = None) -> None:
-        if self.rows.timings[False].knows(1):
+        if self.rows.ready:
             cost = self.rows.of(self.read, self.apart, seconds) / self.rows.tables[False][1]
             self.memory.allowance.settle(cost, gained)
 
@@ -176,7 +182,8 @@ class _Tuner:
         keeping = most * (costs.tables[True][1] / single - 1)  # what it takes to keep it
         self.ragged = apart and keeping < lead
         untried = self.drafting.fresh and not self.memory.pace.known
-        if not costs.timings[False].knows(1) or (untried and self._early(left)):
+        opening = self.drafting.fresh and self.passes <= OPENING
+        if not costs.ready or opening or (untried and self._early(left)):
             return 1
         table, owed = costs.tables[apart], min(lead, keeping) if apart else 0.0
         slow = self.memory.pace.k if self.drafting.fresh else 1.0  # passes before a window gains what it will
