@@ -112,7 +112,8 @@ def language(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
     from parallel_decode.adapters.causal_lm import parallel_generate
 
-    model = AutoModelForCausalLM.from_pretrained(options.model).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(options.model)
+    model.eval()
     words = AutoTokenizer.from_pretrained(options.model)
     texts = prompts(words, options.kind, 64)
 

@@ -31,7 +31,7 @@ def _seconds(sample: tuple[int, float]) -> float:
 
 
 class Timings:
-    """Seconds of a pass by its number of positions: of the last samples the one at the lower eighth, since what disturbs them only adds.
+    """Seconds of a pass by its number of positions: of the last samples a low one, since what disturbs them only adds.
 
     Between the sizes that were measured they are on a straight line.
 
@@ -40,6 +40,7 @@ class Timings:
         bucket: sizes that have the same are measured together.
         enough: samples of what counts as measured.
         kept: samples.
+        share: of the samples are below the one that counts.
     """
 
     def __init__(
@@ -48,8 +49,9 @@ class Timings:
         bucket: Callable[[int], int] = int.bit_length,
         enough: int = ENOUGH,
         kept: int = 31,
+        share: float = 1 / 8,
     ) -> None:
-        self.beyond, self.bucket, self.enough, self.kept = beyond, bucket, enough, kept
+        self.beyond, self.bucket, self.enough, self.kept, self.share = beyond, bucket, enough, kept, share
         self.samples: dict[int, deque[tuple[int, float]]] = {}
         self._used: set[int] = set()
         self._table: list[tuple[int, float]] | None = None
@@ -85,7 +87,7 @@ class Timings:
         """Sizes, rising, and their seconds."""
         if self._table is None:
             enough = (sorted(s, key=_seconds) for _, s in sorted(self.samples.items()) if len(s) >= self.enough)
-            self._table = [samples[len(samples) // 8] for samples in enough]
+            self._table = [samples[int(self.share * len(samples))] for samples in enough]
         return self._table
 
     def seconds(self, size: float, measured: Sequence[tuple[int, float]] = ()) -> float:

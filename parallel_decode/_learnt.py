@@ -18,10 +18,10 @@ KIND = "auto"
 
 def name_of(system: TriangularSystem, options: Hashable) -> str | None:
     """What the system is known by, on such a machine; None where it does not say what it is, or nothing is kept."""
-    if _disk_cache.folder() is None or not system.identity:
+    if _disk_cache.folder() is None or not (identity := system.identity):
         return None
     machine = platform.machine(), platform.processor(), os.cpu_count(), torch.get_num_threads(), torch.__version__
-    return repr((machine, sorted(system.identity.items()), options))
+    return repr((machine, sorted(identity.items()), options))
 
 
 def save(name: str, costs: Costs, gains: Gains) -> None:
@@ -38,9 +38,9 @@ def load(name: str, costs: Costs, gains: Gains) -> None:
     """Take over what another process knew; what is not as `save` wrote it is as if it was not there."""
     known = _disk_cache.recall(KIND, name)
     try:
-        single = _table(known["single"])
-        windows = [_table(known["windows"][corrected]) for corrected in (False, True)]
-        counts = {Arm(int(width), bool(corrected)): Count(*_numbers(c)) for width, corrected, *c in known["counts"]}
+        single = table(known["single"])
+        windows = [table(known["windows"][corrected]) for corrected in (False, True)]
+        counts = {Arm(int(width), bool(corrected)): Count(*numbers(c)) for width, corrected, *c in known["counts"]}
     except (KeyError, IndexError, TypeError, ValueError, OverflowError):
         return
     gains.counts.update((arm, count) for arm, count in counts.items() if 1 < arm.width < 2**31)
@@ -48,12 +48,14 @@ def load(name: str, costs: Costs, gains: Gains) -> None:
         costs.restore(single, windows)
 
 
-def _table(rows: Any) -> list[tuple[int, float]]:
-    return [(int(size), _numbers([seconds])[0]) for size, seconds in rows]
+def table(rows: Any) -> list[tuple[int, float]]:
+    """Sizes and their seconds; a ValueError or TypeError if they are none."""
+    return [(int(size), numbers([seconds])[0]) for size, seconds in rows]
 
 
-def _numbers(values: list[Any]) -> list[float]:
-    numbers = [float(value) for value in values]
-    if not all(math.isfinite(number) and number > 0 for number in numbers):
+def numbers(values: list[Any]) -> list[float]:
+    """Finite numbers above 0; a ValueError or TypeError if they are none."""
+    found = [float(value) for value in values]
+    if not all(math.isfinite(number) and number > 0 for number in found):
         raise ValueError(f"{values} are no counts")
-    return numbers
+    return found

@@ -46,7 +46,10 @@ def test_a_bad_moment_of_the_machine_is_not_charged() -> None:
     assert costs.of(4, False, 7.0) == 7.0, "nothing else is known"
     for _ in range(2):
         costs.add(4, False, 2.0)
-    assert costs.of(4, False, 7.0) == 2.0 and costs.of(4, False, 1.5) == 1.5 and costs.of(4, False) == 2.0
+    assert costs.of(4, False, 7.0) == 4.0 and costs.of(4, False, 3.0) == 3.0 and costs.of(4, False) == 2.0
+    for _ in range(2):
+        costs.add(1, False, 1.0)
+    assert costs.of(1, False, 1.5) == 1.0 and costs.ready
 
 
 def test_a_bad_moment_of_the_machine_is_outlived() -> None:
@@ -151,8 +154,8 @@ def test_windows_that_are_too_dear_to_be_lost_are_not_tried() -> None:
     assert len(made.window(0, 100)) == 1
 
 
-def test_windows_that_live_on_predictions_begin_where_the_hardest_part_is_over() -> None:
-    """As long as nothing is known of them: the first rows of a picture have nothing above them."""
+def test_windows_that_live_on_predictions_begin_where_the_hardest_part_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as nothing is known of them: the first rows of a picture have nothing above them. And single tokens are read first, for what they cost now."""
 
     def width(final: int, known: bool) -> int:
         made = tuner([[1]], [0], slope=0.02)
@@ -160,6 +163,8 @@ def test_windows_that_live_on_predictions_begin_where_the_hardest_part_is_over()
         made.drafting.texts[0] += [2] * final
         return len(made.window(final, 100))
 
+    assert width(0, known=True) == 1
+    monkeypatch.setattr(adaptive, "OPENING", 0)
     assert width(0, known=False) == 1
     assert width(13, known=False) > 4 and width(0, known=True) > 4
 

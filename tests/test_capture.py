@@ -75,3 +75,28 @@ def test_nor_does_one_of_a_starflow(guidance: float) -> None:
         for window in WINDOWS.values():
             assert system.evaluate(x, window).shape == (3, len(window.positions), 4)
         assert graphs.runs, "nothing was captured"
+
+
+@pytest.mark.parametrize("guidance", [Guidance(), Guidance(1.0)], ids=["plain", "guided"])
+def test_torch_compile_takes_a_captured_window_whole(guidance: Guidance, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a break, and with the same bits, where it compiles nothing (docs/performance.md says why windows are captured by hand)."""
+    torch.manual_seed(0)
+    flow = TarFlow(1, 8, 2, 64, num_blocks=1, layers_per_block=1, num_classes=3).eval()
+    torch.nn.init.normal_(flow.blocks[0].proj_out.weight, std=0.1)  # type: ignore[union-attr,arg-type]
+    z, y = torch.randn(3, 16, 4), torch.arange(3)
+
+    def windows(compiled: bool) -> list[torch.Tensor]:
+        graphs = Graphs(capture=False)
+        if compiled:
+            monkeypatch.setattr(
+                graphs,
+                "_captured",
+                lambda function, x, start: torch.compile(function, backend="eager", fullgraph=True, dynamic=False),
+            )
+        system = BlockSystem(flow.blocks[0], z, y, guidance, graphs=graphs)  # type: ignore[arg-type]
+        x = system.initial()
+        return [system.evaluate(x, window) for window in WINDOWS.values()]
+
+    with torch.no_grad():
+        for one, other in zip(windows(True), windows(False), strict=True):
+            assert torch.equal(one, other)

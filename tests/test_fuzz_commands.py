@@ -128,7 +128,7 @@ def test_an_interrupt_ends_in_one_line(command: str, prepared: Path, monkeypatch
     def interrupted(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tarflow, "_save", interrupted)
+    monkeypatch.setattr(tarflow, "save", interrupted)
     monkeypatch.setattr(training_state, "publish", interrupted)
     result = invoke(*f"{command} {LEAST[command]}".format(out="out").split())
     assert says(result, "interrupted: the files that were written are whole", code=130), result.output

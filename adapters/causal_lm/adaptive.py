@@ -10,13 +10,17 @@ from torch import Tensor
 
 from parallel_decode._allowance import Allowance
 from parallel_decode._costs import LOCK
+from parallel_decode._learnt import name_of
+from parallel_decode.adapters.causal_lm.learnt import load, save
 from parallel_decode.adapters.causal_lm.memory import WIDTHS, Memory, RowCosts
 from parallel_decode.adapters.causal_lm.system import CausalLM
 from parallel_decode.schedules import Chooser, Schedule
 from parallel_decode.system import TriangularSystem
+from parallel_decode.tokens.drafting import MOST
 
 URGENCY = 4  # how much more a row counts that has more left to do: the batch is done when its last row is
 MARGIN = 1.1  # what a window has to promise over a single token: what is expected of drafts is uncertain
+OPENING = 4  # passes of a run that read single tokens, where windows live on predictions: they gain nothing yet, and this tells what single ones cost now
 KEEPS = 0.9  # of the best rate, down to which a width is kept
 
 
@@ -25,7 +29,7 @@ class Adaptive(Schedule):
     """For each pass the width that promises the most tokens per second, 1 where no draft is worth reading.
 
     What a pass costs by its width is measured as it runs, and how often drafts of each kind come true is counted (the first token, and each further one
-    given those before it); both are remembered within the process. Windows that turn out to lose are given up: what may be lost is two passes, and half a
+    given those before it); both are remembered, and kept for other processes as by `Auto`. Windows that turn out to lose are given up: what may be lost is two passes, and half a
     percent of all (where windows live on the predictions of earlier passes, as of image tokens, 16 passes and 2% of all).
 
     Attributes:
@@ -55,10 +59,15 @@ class Adaptive(Schedule):
         key = system.cost_key, torch.get_num_threads()
         with LOCK:
             kept = key, type(system.choice), type(system.guess), system.drafting.fresh
-            memory = _MEMORIES.setdefault(kept, Memory(_allowance(system)))
+            memory, costs = _MEMORIES.setdefault(kept, Memory(_allowance(system))), _COSTS.setdefault(key, {})
+            now_and_then = memory.runs & (memory.runs + 1) == 0  # the first run, the second, the fourth, the eighth
+            name = name_of(system, tuple(map(_called, kept[1:]))) if now_and_then else None
+            if name is not None and memory.runs == 0:
+                load(name, costs, memory)
+            memory.runs += 1
             for record in memory.records.values():
                 record.fade(16)  # another text may be another matter
-            return _Tuner(system, _COSTS.setdefault(key, {}), memory, most, self.per_row and system.ragged)
+            return _Tuner(system, costs, memory, most, self.per_row and system.ragged, name)
 
 
 def _allowance(system: CausalLM) -> Allowance:
@@ -66,6 +75,10 @@ def _allowance(system: CausalLM) -> Allowance:
     if not system.drafting.fresh:
         return Allowance()
     return Allowance(free=min(16.0, system.length / 16), share=0.02, most=min(64.0, system.length / 4))
+
+
+def _called(kind: object) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}" if isinstance(kind, type) else str(kind)
 
 
 _COSTS: dict[Hashable, dict[int, RowCosts]] = {}  # by rows
@@ -77,14 +90,22 @@ class _Tuner:
 
     Attributes:
         ragged: whether rows have windows of their own in the next pass.
+        name: under which to keep what is known at the end, for other processes.
     """
 
     correction = None
 
     def __init__(
-        self, system: CausalLM, costs: dict[int, RowCosts], memory: Memory, most: int, per_row: bool = False
+        self,
+        system: CausalLM,
+        costs: dict[int, RowCosts],
+        memory: Memory,
+        most: int,
+        per_row: bool = False,
+        name: str | None = None,
     ) -> None:
         self.drafting, self.costs, self.memory, self.most, self.per_row = system.drafting, costs, memory, most, per_row
+        self.name = name
         self.ragged = self.apart = False
         self.read = self.passes = 0
         self.began = self.before = 0.0
@@ -112,6 +133,10 @@ class _Tuner:
             if self.drafting.outcomes or not self.passes % 16:  # something may have changed
                 self.dull.clear()
             self.read = min(self._best(left, distance), length - front)
+            if (
+                self.drafting.fresh
+            ):  # what it chooses does not depend on drafts, so that none are made for single tokens
+                self.drafting.most = MOST if self.read > 1 else 1
         self.began = time.perf_counter()
         return range(front, front + self.read)
 
@@ -124,14 +149,16 @@ class _Tuner:
                 self.memory.record(kind).add(accepted, read)
 
     def finish(self, front: int, length: int) -> None:
-        """Settle the last pass."""
-        if self.passes > 1:
-            gained = 1 + min((outcome.accepted for outcome in self.drafting.outcomes), default=0)
-            with LOCK:
+        """Settle the last pass, and keep what is known."""
+        gained = 1 + min((outcome.accepted for outcome in self.drafting.outcomes), default=0)
+        with LOCK:
+            if self.passes > 1:
                 self._settle(min(gained, self.before))
+            if self.name is not None:
+                save(self.name, self.costs, self.memory)
 
     def _settle(self, gained: float, seconds: float | None = None) -> None:
-        if self.rows.timings[False].knows(1):
+        if self.rows.ready:
             cost = self.rows.of(self.read, self.apart, seconds) / self.rows.tables[False][1]
             self.memory.allowance.settle(cost, gained)
 
@@ -155,7 +182,8 @@ class _Tuner:
         keeping = most * (costs.tables[True][1] / single - 1)  # what it takes to keep it
         self.ragged = apart and keeping < lead
         untried = self.drafting.fresh and not self.memory.pace.known
-        if not costs.timings[False].knows(1) or (untried and self._early(left)):
+        opening = self.drafting.fresh and self.passes <= OPENING
+        if not costs.ready or opening or (untried and self._early(left)):
             return 1
         table, owed = costs.tables[apart], min(lead, keeping) if apart else 0.0
         slow = self.memory.pace.k if self.drafting.fresh else 1.0  # passes before a window gains what it will

@@ -1,5 +1,7 @@
 """What `Adaptive` remembers: what passes cost, which drafts came true, how windows that live on predictions move, and what may be lost. No torch here."""
 
+from collections.abc import Sequence
+
 from parallel_decode._allowance import Allowance
 from parallel_decode._costs import Timings
 
@@ -8,6 +10,7 @@ SLOWER = 0.03  # for each further token of a pass, as long as nothing was measur
 APART = 1.1  # likewise, of rows at fronts of their own, which need a mask
 KEPT = 15  # samples of what a pass costs
 ENOUGH = 2  # of them are believed
+SHARE = 0.49  # of them are below the one that counts: passes of windows vary, as caches grow and rows come together
 FORGET = 4096  # passes, and fewer at first, after which a width that none of them had is measured anew: the machine may have been busy when it was
 
 
@@ -24,12 +27,27 @@ class RowCosts:
         def beyond(size: float, near: int, seconds: float) -> float:
             return seconds * (1 + slower * (size - 1)) / (1 + slower * (near - 1))
 
-        self.timings = {apart: Timings(beyond, int, ENOUGH, KEPT) for apart in (False, True)}
+        self.timings = {apart: Timings(beyond, int, ENOUGH, KEPT, SHARE) for apart in (False, True)}
         self.added, self._due = 0, 256
+        self._foreign = False  # of another process, when the machine may have been faster or slower
+        self._singles = 0  # that were measured here
+        self._tabulate()
+
+    def restore(self, together: Sequence[tuple[int, float]], apart: Sequence[tuple[int, float]]) -> None:
+        """Begin with what another process measured: how widths compare. How fast all of it is tells the first pass."""
+        self.timings[False].restore(together)
+        self.timings[True].restore(apart)
+        self._foreign = True
         self._tabulate()
 
     def add(self, size: int, apart: bool, seconds: float) -> None:
         self.added += 1
+        self._singles += size == 1 and not apart
+        if self._foreign and size == 1 and not apart:
+            self._foreign, scale = False, seconds / self.timings[apart].seconds(size)
+            for timings in self.timings.values():
+                timings.restore(timings.measured(), scale)
+            self._tabulate()
         if self.added == self._due:
             self._due += min(self._due, FORGET)
             for timings in self.timings.values():
@@ -37,12 +55,20 @@ class RowCosts:
         if self.timings[apart].add(size, seconds) or self.added % 32 == 0:
             self._tabulate()
 
+    @property
+    def ready(self) -> bool:
+        """Whether single tokens have been measured here."""
+        return self._singles >= ENOUGH
+
     def of(self, size: int, apart: bool, seconds: float | None = None) -> float:
-        """Seconds of such a pass: the least that such passes took, or what is expected; `seconds`, if this one took less or none are known."""
+        """Seconds of such a pass, as expected; if `seconds` is what this one took: that, but at most twice what is expected of a window, and once of a
+        single token, where that is known, since the machine may have been busy."""
         expected = self.tables[apart].get(size)
         if seconds is None:
             return self.tables[apart][1] if expected is None else expected
-        return min(expected, seconds) if expected is not None and self.timings[apart].knows(size) else seconds
+        if expected is None or not self.timings[apart].knows(size):
+            return seconds
+        return min(expected if size == 1 else 2 * expected, seconds)
 
     def _tabulate(self) -> None:
         together = self.timings[False].measured() or [(1, 1.0)]
@@ -118,6 +144,7 @@ class Memory:
     def __init__(self, allowance: Allowance | None = None) -> None:
         self.records: dict[int, Record] = {}
         self.pace = Pace()
+        self.runs = 0
         self.allowance = allowance or Allowance()
 
     def record(self, kind: int) -> Record:

@@ -100,7 +100,9 @@ def draw(figures: dict[str, Any], path: Path) -> None:
     axes = figure.subplots()
     for row in figures["rows"]:
         axes.scatter(row["held_out"], row["blocks"][0]["passes"], s=50)
-        axes.annotate(f"weight {row['weight']}", (row["held_out"], row["blocks"][0]["passes"]), fontsize=8)
+        at = row["held_out"], row["blocks"][0]["passes"]
+        axes.annotate(f"weight {row['weight']}", at, (6, 6), textcoords="offset points", fontsize=8)
+    axes.margins(0.2)
     axes.set(
         title="Passes of the first block against likelihood",
         xlabel="held-out loss, nats per value (lower is better)",
