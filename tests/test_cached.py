@@ -47,6 +47,7 @@ def check_reads(reads: Reads, positions: Tensor, must_read: Tensor, length: int,
     batch = len(positions)
     inputs = reads.take(torch.arange(prefix + length).expand(batch, -1))
     assert inputs.shape == (batch, reads.size)
+    assert torch.equal(reads.inputs().expand(batch, -1), inputs) and (inputs >= reads.first).all()
     visible = seen(reads).expand(batch, -1, -1)
     assert torch.equal(reads.visible().expand(batch, 1, -1, -1)[:, 0], visible)
     assert torch.equal(visible, torch.arange(reads.stop) <= inputs[..., None])
