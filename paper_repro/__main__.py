@@ -15,11 +15,12 @@ from paper_repro.data import DATA
 from paper_repro.image_tokens_command import image_tokens
 from paper_repro.measure import CORES, measure, measure_on, side_by_side
 from paper_repro.setup import obtain
+from paper_repro.successors_command import itarflow, starflow
 from parallel_decode._command_line import Command, Group
 from parallel_decode.adapters.tarflow.cli import sample
 
 app = typer.Typer(cls=Group, help=__doc__, no_args_is_help=True)
-for _each in (train, image_tokens, sample):
+for _each in (train, image_tokens, itarflow, starflow, sample):
     app.command(cls=Command)(_each)
 
 Out = Annotated[Path, typer.Option(help="folder for figures, plots and the report", file_okay=False)]
