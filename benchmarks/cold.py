@@ -107,7 +107,7 @@ def flows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def language(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Batches, ways of choosing and lengths of a language model's text; another prompt for each call."""
-    from language import PROMPT, prompts
+    from language import prompts
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from parallel_decode.adapters.causal_lm import parallel_generate
@@ -134,7 +134,6 @@ def language(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
         return call
 
-    assert texts.shape[1] == PROMPT
     for batch in map(int, (options.batches or "1,4,8").split(",")):
         for how in options.how.split(","):
             for tokens in map(int, options.tokens.split(",")):

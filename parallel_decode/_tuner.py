@@ -133,9 +133,7 @@ class Tuner:
         return best if times[best] < BETTER * times.get(self._arm, 2.0) else self._arm
 
     def _may_begin(self, arm: Arm, front: int, length: int) -> bool:
-        if (
-            self._arm.width == 1 and 2 * front > length
-        ):  # windows begin slowly, and what is left would not make up for it
+        if self._arm.width == 1 and 2 * front > length:  # windows begin slowly: too little is left to make up for it
             return False
         plain = not arm.corrected or self._gains.proven(Arm(arm.width))
         return self._gains.proven(arm) or (arm.width <= length - front and plain)

@@ -16,7 +16,6 @@ from parallel_decode.adapters.causal_lm.memory import WIDTHS, Memory, RowCosts
 from parallel_decode.adapters.causal_lm.system import CausalLM
 from parallel_decode.schedules import Chooser, Schedule
 from parallel_decode.system import TriangularSystem
-from parallel_decode.tokens.drafting import MOST
 
 URGENCY = 4  # how much more a row counts that has more left to do: the batch is done when its last row is
 MARGIN = 1.1  # what a window has to promise over a single token: what is expected of drafts is uncertain
@@ -29,8 +28,8 @@ class Adaptive(Schedule):
     """For each pass the width that promises the most tokens per second, 1 where no draft is worth reading.
 
     What a pass costs by its width is measured as it runs, and how often drafts of each kind come true is counted (the first token, and each further one
-    given those before it); both are remembered, and kept for other processes as by `Auto`. Windows that turn out to lose are given up: what may be lost is two passes, and half a
-    percent of all (where windows live on the predictions of earlier passes, as of image tokens, 16 passes and 2% of all).
+    given those before it); both are remembered, and kept for other processes as by `Auto`. Windows that turn out to lose are given up: what may be lost is two
+    passes, and half a percent of all (where windows live on the predictions of earlier passes, as of image tokens, 16 passes and 2%).
 
     Attributes:
         most: the widest window.
@@ -133,10 +132,6 @@ class _Tuner:
             if self.drafting.outcomes or not self.passes % 16:  # something may have changed
                 self.dull.clear()
             self.read = min(self._best(left, distance), length - front)
-            if (
-                self.drafting.fresh
-            ):  # what it chooses does not depend on drafts, so that none are made for single tokens
-                self.drafting.most = MOST if self.read > 1 else 1
         self.began = time.perf_counter()
         return range(front, front + self.read)
 

@@ -19,8 +19,8 @@ def grid(images: Tensor, columns: int) -> NDArray[np.float32]:
         images = F.pad(images, (1, 1, 1, 1), value=0.5)
     rows = -(-len(images) // columns)
     filled = torch.cat([images, images.new_zeros(rows * columns - len(images), *images.shape[1:])])
-    grid = filled.reshape(rows, columns, *images.shape[1:]).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
-    array: NDArray[np.float32] = (grid[..., 0] if grid.shape[-1] == 1 else grid[..., :3]).numpy()
+    tiled = filled.reshape(rows, columns, *images.shape[1:]).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
+    array: NDArray[np.float32] = (tiled[..., 0] if tiled.shape[-1] == 1 else tiled[..., :3]).numpy()
     return array
 
 

@@ -38,7 +38,6 @@ class Drafting:
         kinds: of the drafts that are in place (0: none); None for rows that have ended.
         outcomes: of the drafts of the last pass.
         fresh: whether drafts are for positions that no window has reached, behind the last predictions.
-        most: tokens of a row that are drafted, the predictions before them among them.
 
     Raises:
         ValueError: drafts that would bias the samples of a coupling.
@@ -56,7 +55,6 @@ class Drafting:
                 "fresh=False with recycles=True would replace samples of a coupling by what they were, and bias them: leave out one of them"
             )
         self.fresh = couples if guess.fresh is None else guess.fresh
-        self.most = MOST
         self._numbers = list(range(len(prompts)))  # of the rows, as they were at first
         self._prompts = [len(text) for text in prompts]
         self._drafted = [0] * len(prompts)  # tokens of the drafts in place
@@ -118,7 +116,7 @@ class Drafting:
             if predicted and self.guess.recycles:
                 self.guess.refused(self._numbers[row], self.texts[row], predicted)
             ahead = predicted if self.fresh else []
-            first, room = front + len(ahead), min(self.most, self.length - front) - len(ahead)
+            first, room = front + len(ahead), min(MOST, self.length - front) - len(ahead)
             found, kind = self.guess.draft(self._numbers[row], self.texts[row], ahead, room) if room > 0 else ([], 0)
             self.kinds[row], self._drafted[row] = (0, 0) if ahead else (kind, len(found))
             if not found:
