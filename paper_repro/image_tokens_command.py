@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from paper_repro.crop_command import extras, train
 from parallel_decode._command_line import Seed
 
 # The modules that need diffusers and transformers are imported when they are asked for: the other commands do not need them.
@@ -31,24 +32,20 @@ def image_tokens(
 
     A picture is 64 x 64 pixels or 16 x 16 tokens.
     """
-    try:
+    with extras():
         import torch
         import torch.nn.functional as F
         from transformers import LlamaConfig
 
         from paper_repro.data.crops import crops, photographs
-        from paper_repro.image_tokens import PriorTraining, TokenizerTraining, fit
+        from paper_repro.image_tokens import PriorTraining, TokenizerTraining
         from parallel_decode.adapters.image_tokens import generate_images
         from parallel_decode.adapters.image_tokens.class_conditional import ClassConditional
         from parallel_decode.adapters.image_tokens.cli import save_grid
         from parallel_decode.adapters.image_tokens.prior import Prior
-    except ModuleNotFoundError as error:
-        hint = 'pip install "parallel-decode[repro,transformers,diffusers]"'
-        raise ModuleNotFoundError(f"{error.name} is missing: {hint}") from None
     if width % 48 or channels % 8:
         raise ValueError(f"--width is {width} and --channels {channels}, expected multiples of 48 and of 8")
 
-    out.mkdir(parents=True, exist_ok=True)
     pictures = photographs()
     seen, unseen = crops(pictures), crops(pictures, held_out=True)
     torch.manual_seed(seed)
@@ -57,13 +54,8 @@ def image_tokens(
     config = LlamaConfig(vocab_size=codes, bos_token_id=None, eos_token_id=None, **sizes)
     tokenizer = TokenizerTraining((channels, channels, 2 * channels), codes)
     prior = PriorTraining(Prior(config), tokenizer)
-    for name, training, steps, lr in (
-        ("tokenizer", tokenizer, tokenizer_steps, 1e-3),
-        ("prior", prior, prior_steps, 2e-3),
-    ):
-        for step, loss in fit(training, seen, out / f"{name}.pt", steps=steps, batch=batch, lr=lr, seed=seed):
-            if (step + 1) % 50 == 0 or step + 1 == steps:
-                typer.echo(f"{name}: step {step + 1:>5}  loss {loss:.4f}")
+    train(tokenizer, seen, out / "tokenizer.pt", tokenizer_steps, batch, seed)
+    train(prior, seen, out / "prior.pt", prior_steps, batch, seed, lr=2e-3)
     for where, draw in (("seen", seen), ("held out", unseen)):
         typer.echo(f"{where}: " + ", ".join(f"{name} {figure:.2f}" for name, figure in prior.judged(draw).items()))
 

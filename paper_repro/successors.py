@@ -6,10 +6,10 @@ Shapes: B pictures of H x W pixels, C channels of latents, S the texts' length, 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
 
+from paper_repro.crop_training import Training
 from parallel_decode.adapters.itarflow import ITarFlow
 from parallel_decode.adapters.starflow import StarFlow
 
@@ -24,7 +24,7 @@ def nats(z: Tensor, logdet: Tensor) -> Tensor:
     return (0.5 * z.square().flatten(1).sum(1) - logdet).mean() / z[0].numel()
 
 
-class ITarFlowTraining(nn.Module):
+class ITarFlowTraining(Training):
     """The likelihood of images with noise of random levels (arXiv 2604.20041).
 
     Args:
@@ -45,7 +45,7 @@ class ITarFlowTraining(nn.Module):
             return nats(*self.flow(x, y, t))
 
 
-class AutoencoderTraining(nn.Module):
+class AutoencoderTraining(Training):
     """The error of pictures that are decoded from latents with noise, as a flow will draw them.
 
     Args:
@@ -65,12 +65,14 @@ class AutoencoderTraining(nn.Module):
         self.vae = AutoencoderKL(**levels, latent_channels=latents, norm_num_groups=8, mid_block_add_attention=False)  # type: ignore[no-untyped-call]
 
     def loss(self, pixels: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """The error, and a little of the latents' divergence from a standard normal."""
         with torch.autocast(pixels.device.type, torch.bfloat16):
             found = self.vae.encode(pixels).latent_dist
             drawn = found.mean + found.std * torch.randn(found.mean.shape, generator=generator)
             difference = self.vae.decode(drawn).sample.float() - pixels
         distance: Tensor = difference.abs().mean() + difference.square().mean()
-        return distance + KL * found.kl().mean()
+        divergence: Tensor = found.kl().mean()
+        return distance + KL * divergence
 
     @torch.no_grad()
     def scale(self, pixels: Tensor) -> None:
@@ -78,7 +80,7 @@ class AutoencoderTraining(nn.Module):
         self.vae.register_to_config(scaling_factor=1 / float(self.vae.encode(pixels).latent_dist.mean.std()))
 
 
-class StarFlowTraining(nn.Module):
+class StarFlowTraining(Training):
     """The likelihood of latents with noise, given a text for each label (arXiv 2506.06276).
 
     Args:

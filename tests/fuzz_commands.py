@@ -39,6 +39,8 @@ LEAST = {  # what makes the command quick where it runs, and what it needs
     "images": "--model model --n 1 --out {out}.png",
     "train": "--out {out} --patch-size 8 --channels 64 --blocks 1 --layers 1 --steps 1 --batch-size 2",
     "image-tokens": "--out {out} --tokenizer-steps 1 --prior-steps 1 --channels 8 --layers 1 --batch 1",
+    "itarflow": "--out {out} --steps 1 --channels 64 --layers 1 --batch 1",
+    "starflow": "--out {out} --autoencoder-steps 1 --steps 1 --channels 64 --layers 1 --batch 1",
     "table1": "--out {out} --smoke --steps 1 --checkpoint a.pth",
     "samples": "--out {out} --smoke --steps 1 --checkpoint a.pth",
     "all": "--out {out} --smoke --steps 1 --data nothing",

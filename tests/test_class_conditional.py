@@ -18,8 +18,9 @@ from typer.testing import CliRunner
 
 import parallel_decode as pd
 from paper_repro.__main__ import app as paper
+from paper_repro.crop_training import fit
 from paper_repro.data.crops import crops
-from paper_repro.image_tokens import PriorTraining, TokenizerTraining, fit
+from paper_repro.image_tokens import PriorTraining, TokenizerTraining
 from parallel_decode.adapters.image_tokens import generate_images
 from parallel_decode.adapters.image_tokens.class_conditional import PHOTOGRAPHS, ClassConditional, photographs
 from parallel_decode.adapters.image_tokens.cli import app

@@ -12,7 +12,8 @@ from torch import Tensor
 SHORT, LEAST, MOST = 320, 64, 192  # pixels: a photograph's shorter side, and the side of a crop
 HELD_OUT = 0.25  # of a photograph's width, at its right
 Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
-NAMES = "an astronaut", "a cat", "coffee", "a rocket", "a motorcycle", "galaxies", "tissue", "a retina", "a temple", "a flower"
+# of the classes, as captions say them
+NAMES = "an astronaut", "a cat", "coffee", "a rocket", "a motorcycle", "galaxies", "tissue", "a retina", "a temple", "a flower"  # fmt: skip
 
 
 def photographs() -> list[Tensor]:
