@@ -1,9 +1,9 @@
-"""`parallel-decode bench`, and other people's samplers beside it: schedules, approximate rules and peers on a trained TarFlow or iTARFlow.
+"""`parallel-decode bench`, and other people's samplers beside it: schedules, approximate rules and peers on a trained flow.
 
-    python benchmarks/flows.py [--peer-tarflow DIR | --peer-itarflow DIR] [--peer-gs-jacobi DIR] [--gs-guesses 0] [options of parallel-decode bench]
+    python benchmarks/flows.py [--peer-tarflow DIR | --peer-itarflow DIR | --peer-starflow DIR] [--peer-gs-jacobi DIR] [--gs-guesses 0] [options of parallel-decode bench]
 
-DIR is a checkout of Apple's ml-tarflow or ml-itarflow, or of GS-Jacobi_for_TarFlow; this runs its Python code. Everything else is as
-`parallel-decode bench --help` has it: the digits that come with the package, on the CPU, by default.
+DIR is a checkout of Apple's ml-tarflow, ml-itarflow or ml-starflow (which needs einops and tqdm), or of GS-Jacobi_for_TarFlow; this runs its
+Python code. Everything else is as `parallel-decode bench --help` has it: the digits that come with the package, on the CPU, by default.
 """
 
 import argparse
@@ -23,9 +23,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--peer-tarflow", type=Path)
-    parser.add_argument("--peer-itarflow", type=Path)
-    parser.add_argument("--peer-gs-jacobi", type=Path)
+    for name in peers.KINDS:
+        parser.add_argument(f"--peer-{name}", type=Path)
     parser.add_argument(
         "--gs-guesses", default="0", help="for GS-Jacobi's code, of each block: start from 0 = z, 1 = zeros"
     )
@@ -33,8 +32,8 @@ def main() -> None:
 
     def others(flow: Flow, segments: Sequence[int], caps: Sequence[int]) -> Mapping[str, Method]:
         guesses = numbers("--gs-guesses", options.gs_guesses, 0)
-        gs, iterative = options.peer_gs_jacobi, options.peer_itarflow
-        return peers.methods(flow, options.peer_tarflow, gs, segments, caps, guesses, iterative)
+        folders = {name: getattr(options, f"peer_{name.replace('-', '_')}") for name in peers.KINDS}
+        return peers.methods(flow, folders, segments, caps, guesses)
 
     sys.argv[1:] = rest
     typer.run(command(others))

@@ -101,7 +101,7 @@ def check(flow: TarFlow, apple: Path | None) -> dict[str, Any]:
     value = pd.solve(flow.system(z), "sequential").value
     found["float32 sequential from float64"] = deviations(value, truth)
     if apple is not None:
-        theirs = peers.methods(flow, apple, None, (), ())[suite.APPLE](z, None).value
+        theirs = peers.methods(flow, {"tarflow": apple})[suite.APPLE](z, None).value
         found["float32 sequential from Apple's"] = deviations(value, theirs)
         found["Apple's in float32 from float64"] = deviations(theirs, truth)
     return found
@@ -166,7 +166,7 @@ def main(
         else:
             available = suite.methods(flow, setting.tolerance, compiled=compiled, segments=segments, caps=caps)
             ours = {n: available[n] for n in keep}
-            ours |= peers.methods(flow, peer_tarflow, peer_gs_jacobi, segments, caps)
+            ours |= peers.methods(flow, {"tarflow": peer_tarflow, "gs-jacobi": peer_gs_jacobi}, segments, caps)
             rows = suite.whole(flow, {n: ours[n] for n in suite.choose(list(ours), methods)}, setting)
             drawn = report.table(name, rows)
         if not rows:

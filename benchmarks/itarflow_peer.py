@@ -7,10 +7,10 @@ the columns of float64 that method leaves tensors as they are. Deviations are th
 """
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import peers
 import torch
@@ -41,16 +41,9 @@ def random_flow(config: dict[str, Any], dtype: torch.dtype) -> ITarFlow:
     return flow.to(dtype).eval()
 
 
-@contextmanager
-def no_float(dtype: torch.dtype) -> Iterator[None]:
+def no_float(dtype: torch.dtype) -> AbstractContextManager[Any]:
     """In float64, `Tensor.float` that does nothing."""
-    kept = Tensor.float
-    if dtype == torch.float64:
-        Tensor.float = lambda x: x  # type: ignore[method-assign,assign,misc]
-    try:
-        yield
-    finally:
-        Tensor.float = kept  # type: ignore[method-assign]
+    return mock.patch.object(Tensor, "float", lambda x: x) if dtype == torch.float64 else nullcontext()
 
 
 def rows(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> dict[str, float]:

@@ -5,10 +5,12 @@ Loading a checkout runs its Python code.
 
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,43 +22,43 @@ from parallel_decode.adapters.tarflow.base import Flow
 from parallel_decode.adapters.tarflow.bench.measure import Method, Outcome
 from parallel_decode.adapters.tarflow.bench.suite import APPLE, spread
 
+KINDS: dict[str, type[Flow]] = {"tarflow": TarFlow, "itarflow": ITarFlow, "starflow": StarFlow, "gs-jacobi": TarFlow}
+JACOBI = "Apple's Jacobi"
+
 
 def methods(
-    flow: Flow,
-    apple: Path | None,
-    gs: Path | None,
-    segments: Sequence[int],
-    caps: Sequence[int],
+    flow: Any,
+    folders: Mapping[str, Path | None],
+    segments: Sequence[int] = (),
+    caps: Sequence[int] = (),
     guesses: Sequence[int] = (0,),
-    iterative: Path | None = None,
 ) -> dict[str, Method]:
     """The samplers of the checkouts that were given.
 
     Args:
         flow: whose weights they are to have.
-        apple: a checkout of Apple's ml-tarflow.
-        gs: a checkout of GS-Jacobi_for_TarFlow.
+        folders: the checkouts, by names of `KINDS`; None for those that are not there.
         segments, caps, guesses: see `gs_jacobi`; the last of each serves all blocks that remain.
-        iterative: a checkout of Apple's ml-itarflow.
 
     Raises:
         ValueError: a folder is not such a checkout, or does not take this flow.
     """
     named: dict[str, Method] = {}
-    if iterative is not None:
-        if not isinstance(flow, ITarFlow):
-            raise ValueError(
-                f"ml-itarflow draws from iTARFlows, and this is a {type(flow).__name__}: give --peer-tarflow for a TarFlow"
+    for name, folder in folders.items():
+        if folder is None:
+            continue
+        given, wanted = type(flow), KINDS[name]
+        if not issubclass(given, wanted):
+            raise ValueError(  # noqa: TRY004 - what the file holds is no error of type
+                f"--peer-{name} draws from a {wanted.__name__}, and this flow is a {given.__name__}: leave it out"
             )
-        named[APPLE] = itarflow(iterative, flow)
-    if (apple or gs) is not None and not isinstance(flow, TarFlow):
-        raise ValueError(
-            "ml-tarflow and GS-Jacobi's code draw from TarFlows, and this is none: give --peer-itarflow for an iTARFlow"
-        )
-    if apple is not None:
-        named[APPLE] = tarflow(apple, flow)
-    if gs is not None:
-        named["GS-Jacobi's own code"] = gs_jacobi(gs, flow, *spread(segments, caps, guesses, depth=len(flow.blocks)))
+        if name == "gs-jacobi":
+            lists = spread(segments, caps, guesses, depth=len(flow.blocks))
+            named["GS-Jacobi's own code"] = gs_jacobi(folder, flow, *lists)
+        elif name == "starflow":
+            named |= starflow(folder, flow)
+        else:
+            named[APPLE] = (tarflow if name == "tarflow" else itarflow)(folder, flow)
     return named
 
 
@@ -97,9 +99,37 @@ def itarflow_model(folder: Path, flow: ITarFlow) -> nn.Module:
     return _model(folder, "transformer_flow.py", "Apple's ml-itarflow", flow)
 
 
+def starflow(folder: Path, flow: StarFlow) -> dict[str, Method]:
+    """Apple's ml-starflow (github.com/apple/ml-starflow), which needs einops and tqdm: its sampler and, where it takes the flow, its block Jacobi.
+
+    The latter has the threshold and the block of its script for images.
+
+    Raises:
+        ValueError: see `tarflow`.
+    """
+    model = starflow_model(folder, flow)
+
+    @torch.no_grad()
+    def reverse(z: Tensor, text: Tensor | None, **options: Any) -> Outcome:
+        return Outcome(model(z.clone(), text, reverse=True, **options))
+
+    named: dict[str, Method] = {APPLE: reverse}
+    if flow.config.sos and flow.config.rope:
+        as_one_process()
+        named[JACOBI] = partial(reverse, jacobi=True, jacobi_th=0.001, jacobi_block_size=16)
+    return named
+
+
 def starflow_model(folder: Path, flow: StarFlow) -> nn.Module:
-    """The same of Apple's ml-starflow (github.com/apple/ml-starflow), which needs einops."""
+    """The `Model` of a checkout of ml-starflow, with the flow's arguments and weights."""
     return _model(folder, "transformer_flow.py", "Apple's ml-starflow", flow)
+
+
+def as_one_process() -> None:
+    """Let Apple's Jacobi ask all processes whether they are done, where there is one."""
+    if not torch.distributed.is_initialized():
+        store = torch.distributed.HashStore()  # type: ignore[attr-defined]
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
 
 
 def gs_jacobi(

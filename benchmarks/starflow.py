@@ -9,7 +9,6 @@ flows. FOLDER is what `save_pretrained` wrote, and FILE a .safetensors file of `
 
 import argparse
 import json
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -139,19 +138,17 @@ def main() -> None:
     trained = options.checkpoint is not None
     flows = {"checkpoint": ({}, 0, 0, options.guidance)} if trained else FLOWS
     found = {}
-    with tempfile.TemporaryDirectory() as folder:  # their Jacobi asks other processes whether they are done
-        torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
-        for name, (arguments, frames, known, guidance) in flows.items():
-            flow = StarFlow.from_pretrained(options.checkpoint) if trained else random_flow(arguments)
-            for batch in map(int, options.batches.split(",")):
-                texts = _texts(flow, batch, options.texts)
-                figures = compare(options.peer_starflow, flow, frames, known, guidance, texts, batch, options.runs, ROUND[trained])  # fmt: skip
-                found[f"{name}, batch {batch}"] = figures | {"config": asdict(flow.config)}
-                print(f"{name}, batch {batch}: {', '.join(f'{k} {v}' for k, v in figures.items() if k != 'methods')}")
-                for method, timing in figures["methods"].items():
-                    words = f"{timing['seconds']:8.3f} s   deviation {timing['deviation']:.1e}   passes {timing['passes'] or '?'}"
-                    print(f"    {method:24} {words}")
-        torch.distributed.destroy_process_group()
+    peers.as_one_process()
+    for name, (arguments, frames, known, guidance) in flows.items():
+        flow = StarFlow.from_pretrained(options.checkpoint) if trained else random_flow(arguments)
+        for batch in map(int, options.batches.split(",")):
+            texts = _texts(flow, batch, options.texts)
+            figures = compare(options.peer_starflow, flow, frames, known, guidance, texts, batch, options.runs, ROUND[trained])  # fmt: skip
+            found[f"{name}, batch {batch}"] = figures | {"config": asdict(flow.config)}
+            print(f"{name}, batch {batch}: {', '.join(f'{k} {v}' for k, v in figures.items() if k != 'methods')}")
+            for method, timing in figures["methods"].items():
+                words = f"{timing['seconds']:8.3f} s   deviation {timing['deviation']:.1e}   passes {timing['passes'] or '?'}"
+                print(f"    {method:24} {words}")
     if options.out is not None:
         options.out.write_text(json.dumps(found, indent=1) + "\n")
 

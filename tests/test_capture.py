@@ -19,6 +19,10 @@ from parallel_decode.adapters.tarflow.weights import Weights
 from parallel_decode.cached import KeyValueStorage
 from parallel_decode.cached.graphs import Graphs
 
+STARFLOW: dict[str, Any] = dict(
+    in_channels=4, img_size=4, patch_size=1, channels=32, num_blocks=2, layers_per_block=1, head_dim=16, rope=True, sos=True, txt_size=3,
+    txt_dim=5, cond_top_only=True, use_softplus=True, soft_clip=4.0, num_heads=2, num_kv_heads=1,
+)  # fmt: skip
 WINDOWS = {
     "one position": pd.Window(range(3, 4), 2),
     "some positions": pd.Window(range(3, 9), 2),
@@ -62,12 +66,8 @@ def test_reading_a_value_would_raise() -> None:
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0])
 def test_nor_does_one_of_a_starflow(guidance: float) -> None:
-    config: dict[str, Any] = dict(
-        in_channels=4, img_size=4, patch_size=1, channels=32, num_blocks=2, layers_per_block=1, head_dim=16, rope=True, sos=True, txt_size=3,
-        txt_dim=5, cond_top_only=True, use_softplus=True, soft_clip=4.0, num_heads=2, num_kv_heads=1,
-    )  # fmt: skip
     with FakeTensorMode(), torch.no_grad():
-        flow = StarFlow(**config).eval()
+        flow = StarFlow(**STARFLOW).eval()
         z, text = torch.empty(3, 16, 4), torch.empty(6 if guidance else 3, 3, 5)
         graphs, angles, guide = Graphs(capture=False), flow.angles(flow.deep, 3, 1, (4, 4)), Guidance(guidance)
         system = decoding.BlockSystem(flow.deep, z, z[:, :0], text, angles, guide, graphs=graphs)
@@ -75,6 +75,22 @@ def test_nor_does_one_of_a_starflow(guidance: float) -> None:
         for window in WINDOWS.values():
             assert system.evaluate(x, window).shape == (3, len(window.positions), 4)
         assert graphs.runs, "nothing was captured"
+
+
+@pytest.mark.parametrize("captured", [False, True])
+@pytest.mark.parametrize("guidance", [0.0, 1.0])
+def test_windows_of_a_starflow_are_read_on_the_device_of_the_flow(guidance: float, captured: bool) -> None:
+    """Here it is the CPU, where another device is the default."""
+    made = StarFlow(**STARFLOW).eval()
+    text = torch.zeros(6 if guidance else 3, 3, 5)
+    z, angles, graphs = torch.ones(3, 16, 4), made.angles(made.deep, 3, 1, (4, 4)), Graphs(capture=False)
+    system = decoding.BlockSystem(
+        made.deep, z, z[:, :0], text, angles, Guidance(guidance), graphs=graphs if captured else None
+    )
+    x = system.initial()
+    with torch.no_grad(), torch.device("meta"):
+        for window in WINDOWS.values():
+            assert system.evaluate(x, window).device.type == "cpu"
 
 
 @pytest.mark.parametrize("guidance", [Guidance(), Guidance(1.0)], ids=["plain", "guided"])

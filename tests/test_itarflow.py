@@ -545,7 +545,9 @@ def test_the_commands_take_either_kind_of_flow(tmp_path: Path) -> None:
     save_file(published(flow().float()), tmp_path / "flow.safetensors")
     tarflow().float().save_pretrained(tmp_path / "tarflow")
     assert isinstance(load(tmp_path / "flow"), ITarFlow) and isinstance(load(tmp_path / "tarflow"), TarFlow)
-    assert load(tmp_path / "flow").noise_std == 0.3 and load(tmp_path / "flow.safetensors", 0.5).noise_std == 0.5
+    assert (
+        load(tmp_path / "flow").noise_std == 0.3 and load(tmp_path / "flow.safetensors", noise_std=0.5).noise_std == 0.5
+    )
     checkpoint = ("--checkpoint", tmp_path / "flow.safetensors", "--noise-std", 0.3)
     for words in (
         ("bench", *checkpoint, "--batches", 2, "--runs", 1, "--methods", "auto,GS", "--gs-segments", "2,1"),
@@ -559,7 +561,11 @@ def test_the_commands_take_either_kind_of_flow(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"0000.png", "0001.png", "grid.png"}
     result = CliRunner().invoke(app, ["bench", "--checkpoint", str(tmp_path / "flow.safetensors"), "--batches", "1"])
     assert result.exit_code == 2 and "the noise level, was left out" in result.output.replace("\n", " ")
-    for given, message in (((None, Path("x")), "give --peer-itarflow"), ((Path("x"), None), "give --peer-tarflow")):
-        model = flow() if given[0] is None else tarflow()
+    for model, name, message in (
+        (flow(), "tarflow", "--peer-tarflow draws from a TarFlow, and this flow is a ITarFlow"),
+        (flow(), "gs-jacobi", "--peer-gs-jacobi draws from a TarFlow"),
+        (tarflow(), "itarflow", "--peer-itarflow draws from a ITarFlow, and this flow is a TarFlow"),
+        (tarflow(), "starflow", "--peer-starflow draws from a StarFlow"),
+    ):
         with pytest.raises(ValueError, match=message):
-            peers.methods(model, given[1], None, [1], [1], iterative=given[0])
+            peers.methods(model, {name: tmp_path})

@@ -12,10 +12,12 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import parallel_decode as pd
+from benchmarks import peers
 from parallel_decode.adapters.starflow import StarFlow
 from parallel_decode.adapters.starflow import config as configs
 from parallel_decode.adapters.starflow.decoding import BlockSystem
 from parallel_decode.adapters.tarflow import base
+from parallel_decode.adapters.tarflow.bench import suite
 from parallel_decode.adapters.tarflow.load import load
 from parallel_decode.adapters.tarflow.probe import probe
 from parallel_decode.cached import Reads
@@ -493,6 +495,8 @@ def test_files_that_are_no_such_flow_are_refused(tmp_path: Path, capsys: pytest.
         (dict(soft_clip=-1), ValueError, "soft_clip is -1, expected a finite number >= 0"),
         (dict(norm_type="batch"), ValueError, "norm_type is 'batch', expected one of"),
         (dict(seq_order="up"), ValueError, "seq_order is 'up', expected one of"),
+        (dict(layers_per_block=None), TypeError, "layers_per_block is None, expected a whole number"),
+        (dict(num_blocks="3"), TypeError, "num_blocks is '3', expected a whole number"),
         (dict(layers_per_block=[1, 2]), ValueError, "expected one number or 3"),
         (dict(layers_per_block=[1, 1, 0]), ValueError, "the last of them not 0"),
         (dict(img_size=7), ValueError, "img_size is no multiple of patch_size"),
@@ -614,6 +618,36 @@ def test_rows_that_are_not_finite_are_drawn_again_for_their_text(monkeypatch: py
     expected = made.sample(z=z, schedule="sequential", **given)
     assert isinstance(got, Tensor) and isinstance(expected, Tensor) and (got - expected).abs().max() < 1e-12
     assert [len(z) for z in drawn] == [3, 1]
+
+
+PEER = """
+import parallel_decode as pd
+from parallel_decode.adapters.starflow import StarFlow
+
+class Model(StarFlow):
+    def forward(self, x, text=None, reverse=False, jacobi=False, jacobi_th=0.0, jacobi_block_size=1):
+        schedule = pd.Sliding(jacobi_block_size) if jacobi else "sequential"
+        return pd.solve(self.system(x, text=text), schedule, tol=jacobi_th).value
+"""
+
+
+@pytest.mark.parametrize("name", ["as published", "start"])
+def test_a_checkout_draws_from_the_same_weights(name: str, tmp_path: Path) -> None:
+    (tmp_path / "transformer_flow.py").write_text(PEER)
+    made, z, text = flow(**IMAGES[name]), latents(IMAGES[name]), texts(IMAGES[name]).get("text")
+    try:
+        drawn = peers.methods(made, {"starflow": tmp_path, "tarflow": None})
+        assert torch.distributed.is_initialized() == (name == "as published"), "Apple's Jacobi asks all processes"
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    assert (
+        list(drawn) == [suite.APPLE, peers.JACOBI][: 2 if name == "as published" else 1]
+    )  # which needs rotary positions
+    expected = made.sample(z=z, text=text, schedule="sequential")
+    assert isinstance(expected, Tensor)
+    far = [(method(z, text).value - expected).abs().max() for method in drawn.values()]
+    assert far[0] == 0 and all(0 < one < 0.1 for one in far[1:])
 
 
 def test_the_commands_that_need_no_prompts_take_a_folder(tmp_path: Path) -> None:

@@ -115,8 +115,9 @@ class Config(FlowConfig):
     noise_std: float | None = None
 
     def __post_init__(self) -> None:
+        check_at_least_one("num_blocks", self.num_blocks)
         layers = self.layers_per_block
-        layers = (layers,) if isinstance(layers, int) else tuple(layers)
+        layers = tuple(layers) if isinstance(layers, (list, tuple)) else (layers,)
         object.__setattr__(self, "layers_per_block", layers * self.num_blocks if len(layers) == 1 else layers)
         for field in fields(self):
             self._check(field.name, field.type, getattr(self, field.name))

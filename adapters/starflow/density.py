@@ -15,6 +15,7 @@ from parallel_decode.adapters.starflow.inputs import check_latents, check_text
 from parallel_decode.adapters.starflow.model import Denoiser, MetaBlock
 from parallel_decode.adapters.starflow.transformer import Rope
 from parallel_decode.adapters.tarflow.base import Flow
+from parallel_decode.adapters.tarflow.inputs import native
 
 _IGNORED = ("use_checkpoint", "use_checkpoint_mlp", "use_mm_attn")  # of training, or without effect as published
 _DENOISER_SCALE = 0.3  # by which the published denoiser was trained
@@ -29,7 +30,7 @@ class Density(Flow):
 
     def __init__(self, **config: Any) -> None:
         try:
-            made = Config(**{k: v for k, v in config.items() if k not in _IGNORED})
+            made = Config(**{name: native(value) for name, value in config.items() if name not in _IGNORED})
         except TypeError as error:
             raise TypeError(str(error).replace("Config.__init__()", "StarFlow")) from None
         super().__init__(made)
@@ -40,13 +41,18 @@ class Density(Flow):
             self.learnable_self_denoiser = Denoiser(made)
 
     @property
-    def lengths(self) -> list[int]:  # type: ignore[override]
+    def transforms(self) -> list[Any]:
+        """The blocks that are not left out."""
+        return [block for block in self.blocks if not isinstance(block, nn.Identity)]
+
+    @property
+    def lengths(self) -> list[int]:
         """L of each block, for images of `img_size`."""
         places = (self.config.img_size // self.config.patch_size) ** 2
         return [places] * len(self.transforms)
 
     @property
-    def noise_like(self) -> Tensor:  # type: ignore[override]
+    def noise_like(self) -> Tensor:
         side = self.config.img_size
         return self.deep.proj_in.weight.new_empty(1).expand(self.config.in_channels, side, side)
 

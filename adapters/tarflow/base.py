@@ -31,16 +31,12 @@ class Flow(nn.Module, PyTorchModelHubMixin):
 
     Attributes:
         blocks: in the direction from samples to noise.
-        lengths: L of each block.
-        noise_like: of the shape of one sample's noise, and of the flow's type and device.
         Config: what the arguments may be.
         condition: the argument that says what is drawn.
         constants: endings of names in published state dicts that need not be read.
     """
 
     blocks: nn.ModuleList
-    lengths: list[int]
-    noise_like: Tensor
     Config: ClassVar[type[FlowConfig]]
     condition: ClassVar[str] = "y"
     constants: ClassVar[tuple[str, ...]] = (".attn_mask",)
@@ -57,8 +53,18 @@ class Flow(nn.Module, PyTorchModelHubMixin):
 
     @property
     def transforms(self) -> list[Any]:
-        """The blocks that are not left out."""
-        return [block for block in self.blocks if not isinstance(block, nn.Identity)]
+        """The blocks that are decoded."""
+        return list(self.blocks)
+
+    @property
+    def lengths(self) -> list[int]:
+        """L of each block that is decoded."""
+        raise NotImplementedError
+
+    @property
+    def noise_like(self) -> Tensor:
+        """A tensor of the shape of one sample's noise, and of the flow's type and device."""
+        raise NotImplementedError
 
     @property
     def noise_std(self) -> float | None:
@@ -97,11 +103,12 @@ class Flow(nn.Module, PyTorchModelHubMixin):
             batch_size: B.
             z: draw noise of the shape of its rows, where a flow takes several.
             generator: for the noise; one with a fixed seed by default.
-            options: see `system`.
+            options: see `system`; those that are None are left out.
         """
         generator = torch.Generator(self.noise_like.device).manual_seed(0) if generator is None else generator
         noise = standard_normal(batch_size, self.noise_like if z is None else z[0], generator)
-        return self.system(noise, **(self.conditions(batch_size, generator) | options))
+        given = {name: value for name, value in options.items() if value is not None}
+        return self.system(noise, **(self.conditions(batch_size, generator) | given))
 
     def sample(
         self,

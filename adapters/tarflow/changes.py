@@ -85,7 +85,7 @@ def check_decodable(flow: "Flow") -> None:
             "to draw samples (of torch.nn.modules.module for global hooks; accelerate: unwrap_model(flow, keep_fp32_wrapper=False))"
         )
     for index, block in enumerate(flow.transforms):
-        if not _unchanged(uncompiled(block)):
+        if not (_unchanged(uncompiled(block)) and hasattr(block, "affine")):
             raise ValueError(
                 f"block {index} is a {type(block).__name__} with hooks or a forward of its own: sampling inverts a block without "
                 "calling it. Change modules inside of it, which are called, or remove this to draw samples"
@@ -109,10 +109,8 @@ def _decodes_as_forward(block: Any) -> bool:
         return True
     prefix, middle = given.size, size // 2
     x = torch.randn(2, prefix + size, block.patch_dim, generator=torch.Generator().manual_seed(0)).to(like)
-    x[1], x[0, prefix + middle :] = (
-        10 * x[1],
-        10 * x[0, prefix + middle :],
-    )  # so that a range over several of them would differ
+    x[1] *= 10  # so that a range over several of them would differ
+    x[0, prefix + middle :] *= 10
     reads = Reads(Window.full(size), size, prefix, device=like.device)
     whole = torch.stack(block.affine(reads.take(x), given, reads))[:, :1]
     given, parts = block.trial(like.dtype).select(torch.zeros(1, dtype=torch.long, device=like.device)), []

@@ -49,11 +49,11 @@ class ImageFlow(Flow):
         self.register_buffer("var", torch.ones(len(last.pos_embed), last.patch_dim))
 
     @property
-    def noise_like(self) -> Tensor:  # type: ignore[override]
+    def noise_like(self) -> Tensor:
         return self.var
 
     @property
-    def lengths(self) -> list[int]:  # type: ignore[override]
+    def lengths(self) -> list[int]:
         return [len(block.pos_embed) for block in self.blocks]  # type: ignore[arg-type]
 
     def patchify(self, x: Tensor) -> Tensor:

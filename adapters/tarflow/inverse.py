@@ -146,7 +146,7 @@ class BlockInverse(TriangularSystem):
     def _replay(self, x: Tensor, window: Window, given: Given, graphs: Graphs, known: int) -> Tensor:
         size, prefix, storage = self.length, self.prefix, self.storage
         if known < prefix:  # what comes before the first position is read once, apart
-            self._transform(x, self.z, Reads(Window(range(1), 0), 1, prefix), given, storage)
+            self._transform(x, self.z, Reads(Window(range(1), 0), 1, prefix, device=x.device), given, storage)
         z = graphs.keep("z", self.z)
 
         def evaluate(x: Tensor, start: Tensor, width: int, before: int) -> Tensor:

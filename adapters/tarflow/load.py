@@ -14,12 +14,11 @@ from parallel_decode.adapters.tarflow.flow import TarFlow
 KINDS: tuple[type[Flow], ...] = (TarFlow, ITarFlow, StarFlow)
 
 
-def load(path: str | Path, noise_std: float | None = None, **config: Any) -> Flow:
+def load(path: str | Path, **config: Any) -> Flow:
     """A flow of the kind that a folder's configuration has the arguments of, or that has the names in a file of weights.
 
     Args:
         path: see `Flow.from_checkpoint`.
-        noise_std: if given, in place of what a folder says.
         config: arguments of the flow.
 
     Raises:
@@ -27,7 +26,7 @@ def load(path: str | Path, noise_std: float | None = None, **config: Any) -> Flo
         ValueError: see `Flow.from_checkpoint`; also where a file holds a STARFlow, whose arguments its weights do not tell.
     """
     kind = _of_folder(Path(path)) if os.path.isdir(path) else _of_file(Path(path))
-    return kind.from_checkpoint(path, **config, **({} if noise_std is None else {"noise_std": noise_std}))
+    return kind.from_checkpoint(path, **config)
 
 
 def _of_folder(path: Path) -> type[Flow]:

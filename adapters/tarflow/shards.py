@@ -153,7 +153,7 @@ def draw(
             "dtype": "tf32" if dtype == "tf32" else str(identity["dtype"]).removeprefix("torch."),
             "tol": bounds[0] if len(set(bounds)) == 1 else bounds,
             "denoise": denoise,
-            "noise_std": flow.noise_std if denoise else None,
+            "noise_std": flow.noise_std if denoise or "t" in defaults else None,  # the level that t is by default
             **{name: value for name, value in (defaults | options).items() if name != "compile"},
         }
         begun = {"schedule": repr(rule), "batch_size": batch_size, "world": world, "device": identity["device"]}

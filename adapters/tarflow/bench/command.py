@@ -77,7 +77,8 @@ def command(others: Others = lambda flow, segments, caps: {}) -> Callable[..., N
         segments, caps = numbers("--gs-segments", gs_segments, 1), numbers("--gs-caps", gs_caps, 1)
         if out is not None:
             check_files(out / "bench.json", out / "bench.png")
-        flow = (digits() if checkpoint is None else load(checkpoint, noise_std)).to(place)
+        flow = (digits() if checkpoint is None else load(checkpoint)).to(place)
+        flow.noise_std = flow.noise_std if noise_std is None else noise_std
         setting = suite.Setting(sizes[0], dtype, seed, tol, runs, budget)
         setting = replace(setting, memory=place.type == "cuda" if memory is None else memory)
         available = suite.methods(

@@ -31,7 +31,8 @@ def command(
     """Which blocks of a flow are hard to decode in parallel, and why."""
     place = as_device(device)
     check_files(out / "probe.json", out / "probe.png")
-    flow = (digits() if checkpoint is None else load(checkpoint, noise_std)).to(place)
+    flow = (digits() if checkpoint is None else load(checkpoint)).to(place)
+    flow.noise_std = flow.noise_std if noise_std is None else noise_std
     found = probe(flow, n, generator=torch.Generator(place).manual_seed(seed), positions=positions)
     out.mkdir(parents=True, exist_ok=True)
     with aside(out / "probe.json") as part:
