@@ -55,6 +55,11 @@ def test_labels_mean_the_same_everywhere_and_in_every_integer_type(entry: str, c
     assert not torch.allclose(one, draw(conditional, -1), atol=1e-4)
 
 
+def test_an_example_for_no_classes_in_particular_is_of_all_in_turn(conditional: TarFlow) -> None:
+    drawn = [ENTRIES["example"](conditional, y) for y in (None, torch.arange(3), -1)]
+    assert torch.equal(drawn[0], drawn[1]) and not torch.allclose(drawn[0], drawn[2], atol=1e-4)
+
+
 def other_types() -> Iterator[Any]:
     """Three numbers in each type of torch that is not one of whole numbers of 8 bits or more."""
     for dtype in DTYPES:

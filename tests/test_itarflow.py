@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import parallel_decode as pd
 from benchmarks import peers
 from parallel_decode.adapters.itarflow import ITarFlow
-from parallel_decode.adapters.tarflow import TarFlow, base
+from parallel_decode.adapters.tarflow import TarFlow, base, shards
 from parallel_decode.adapters.tarflow.decoding import FlowSystem
 from parallel_decode.adapters.tarflow.load import load
 from parallel_decode.adapters.tarflow.probe import probe
@@ -538,6 +538,14 @@ def test_the_comparison_with_a_checkout_says_what_is_equal(tmp_path: Path) -> No
     )
     with pytest.raises(ValueError, match=r"(?s)does not take this flow: .*class_embed"):
         peers.itarflow_model(tmp_path, flow())
+
+
+def test_shards_of_another_level_are_refused(tmp_path: Path) -> None:
+    made = flow(noise_std=0.3).float()
+    shards.draw(made, tmp_path, 2, schedule="jacobi", batch_size=2)
+    made.noise_std = 0.2
+    with pytest.raises(ValueError, match=r"holds images of other settings: noise_std is 0.3 there and 0.2 here"):
+        shards.draw(made, tmp_path, 2, schedule="jacobi", batch_size=2)
 
 
 def test_the_commands_take_either_kind_of_flow(tmp_path: Path) -> None:

@@ -224,6 +224,13 @@ def test_modules_that_somebody_changed_are_what_is_decoded(what: str) -> None:
         assert (images - plain).abs().max() > 1e-3
 
 
+def test_another_module_in_the_place_of_a_block_is_refused() -> None:
+    made = flow()
+    made.blocks[1] = torch.nn.Identity()
+    with pytest.raises(ValueError, match="block 1 is a Identity with hooks or a forward of its own"):
+        made.sample(z=noise())
+
+
 def test_windows_that_were_captured_before_a_module_changed_are_not_replayed() -> None:
     made, graphs = flow(), Graphs(capture=False)
 

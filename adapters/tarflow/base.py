@@ -1,20 +1,15 @@
-"""What all flows of this family share: drawing samples, removing the noise of training, checkpoints and the Hub."""
+"""What all flows of this family share: drawing samples, and removing the noise of training."""
 
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
-from typing_extensions import Self
 
-from parallel_decode._fingerprint import fingerprint
-from parallel_decode.adapters.tarflow import checkpoint
-from parallel_decode.adapters.tarflow.config import FlowConfig
 from parallel_decode.adapters.tarflow.inputs import native, of_rows, standard_normal
+from parallel_decode.adapters.tarflow.saved import Saved
 from parallel_decode.schedules import Schedule
 from parallel_decode.selective import Selective
 from parallel_decode.solution import Solution
@@ -24,32 +19,18 @@ from parallel_decode.system import LayeredSystem
 REDRAWS = 3  # of rows that are not finite
 
 
-class Flow(nn.Module, PyTorchModelHubMixin):
+class Flow(Saved):
     """A stack of affine autoregressive blocks: `TarFlow`, `ITarFlow` and `StarFlow`.
 
     A subclass makes the blocks, and says by `forward`, `log_prob`, `system` and `denoised` what they are conditioned on.
 
     Attributes:
         blocks: in the direction from samples to noise.
-        Config: what the arguments may be.
         condition: the argument that says what is drawn.
-        constants: endings of names in published state dicts that need not be read.
     """
 
     blocks: nn.ModuleList
-    Config: ClassVar[type[FlowConfig]]
     condition: ClassVar[str] = "y"
-    constants: ClassVar[tuple[str, ...]] = (".attn_mask",)
-
-    def __init__(self, config: FlowConfig) -> None:
-        super().__init__()
-        self._hub_mixin_config: Any = config  # what `save_pretrained` writes
-        self.register_load_state_dict_pre_hook(_as_named)  # type: ignore[no-untyped-call]
-
-    @property
-    def config(self) -> Any:
-        """The arguments, a `Config`."""
-        return self._hub_mixin_config
 
     @property
     def transforms(self) -> list[Any]:
@@ -73,10 +54,6 @@ class Flow(nn.Module, PyTorchModelHubMixin):
     @noise_std.setter
     def noise_std(self, value: float | None) -> None:
         self._hub_mixin_config = replace(self.config, noise_std=native(value))
-
-    def fingerprint(self) -> str:
-        """What a plan knows the flow by: a hash of the names and shapes of the weights, and of some of their values."""
-        return fingerprint(self)
 
     def log_prob(self, x: Tensor, *args: Any, **given: Any) -> Tensor:
         """Log-density of samples in nats, shape (B,); see the flow's own."""
@@ -236,67 +213,6 @@ class Flow(nn.Module, PyTorchModelHubMixin):
             x = x.detach().clone().requires_grad_()  # a tensor of inference mode has no gradient, its clone has
             (score,) = torch.autograd.grad(self.log_prob(x, *args, **given).sum(), x)
         return x.detach() + variance * score
-
-    @classmethod
-    def skipped(cls, name: str) -> bool:
-        """Whether a file's tensor of this name need not be read."""
-        return name.endswith(cls.constants)
-
-    @classmethod
-    def renamed(cls, name: str) -> str:
-        """The name that this class has for a tensor of a public state dict."""
-        return name
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        force_download: bool = False,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        revision: str | None = None,
-        **config: Any,
-    ) -> Self:
-        """A flow from a folder that `save_pretrained` wrote, or from a repository of the Hugging Face Hub.
-
-        Args:
-            pretrained_model_name_or_path: the folder, or the name of a repository.
-            force_download, token, cache_dir, local_files_only, revision: see `huggingface_hub.snapshot_download`.
-            config: arguments of the flow.
-
-        Raises:
-            FileNotFoundError: nothing is there.
-            ValueError: see `from_checkpoint`.
-        """
-        hub: dict[str, Any] = dict(force_download=force_download, token=token, cache_dir=cache_dir, revision=revision)
-        folder = checkpoint.folder(pretrained_model_name_or_path, local_files_only=local_files_only, **hub)
-        return cls.from_checkpoint(folder, **config)
-
-    @classmethod
-    def from_checkpoint(cls, path: str | Path, **config: Any) -> Self:
-        """A flow from a file of weights, such as Apple's, or from a folder that `save_pretrained` wrote.
-
-        Args:
-            path: a .pth or .safetensors file, or a folder.
-            config: arguments of the flow. What is left out is taken from the folder, or read off the shapes of the weights; those of a
-                `StarFlow` tell too little, so that all of its arguments have to be given with a file. How many channels an image has
-                they leave open: 3 are assumed if a patch of 3 channels would be square, else 1; pass `in_channels` for others.
-
-        Raises:
-            FileNotFoundError: nothing is there.
-            ValueError: the file is damaged, or holds something else than such a flow, or one of another configuration.
-                Weights that are not finite are loaded; images drawn with them are not finite, of which `sample` warns.
-        """
-        return checkpoint.load(cls, path, config)
-
-
-def _as_named(flow: Flow, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    for name in [name for name in state if name.startswith(prefix)]:
-        value = state.pop(name)
-        if not name.endswith(flow.constants):
-            state[prefix + flow.renamed(name.removeprefix(prefix))] = value
 
 
 def _low_precision_tol(like: Tensor) -> float | None:

@@ -17,9 +17,9 @@ from parallel_decode._weight_files import fill, read_weights
 from parallel_decode.adapters.tarflow.config import FlowConfig
 
 if TYPE_CHECKING:
-    from parallel_decode.adapters.tarflow.base import Flow
+    from parallel_decode.adapters.tarflow.saved import Saved
 
-Made = TypeVar("Made", bound="Flow")
+Made = TypeVar("Made", bound="Saved")
 
 
 def folder(name: str | Path, **options: Any) -> str | Path:
@@ -37,7 +37,7 @@ def folder(name: str | Path, **options: Any) -> str | Path:
 
 
 def load(cls: type[Made], path: str | Path, given: Mapping[str, Any]) -> Made:
-    """See `Flow.from_checkpoint`."""
+    """See `Saved.from_checkpoint`."""
     path, kind = Path(path), cls.Config
     if os.path.isdir(path):  # Path.is_dir raises where a name is too long
         held = folder_config(path)
