@@ -10,7 +10,10 @@ from torch import Tensor
 
 import parallel_decode as pd
 from parallel_decode.adapters.causal_lm import parallel_generate
+from parallel_decode.adapters.itarflow import ITarFlow
+from parallel_decode.adapters.starflow import StarFlow
 from parallel_decode.adapters.tarflow import TarFlow, digits
+from parallel_decode.adapters.tarflow.base import Flow
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 SCHEDULES = [pd.Sequential(), pd.Jacobi(), pd.Sliding(16), pd.Sliding(16, per_row=True), pd.Selective(), pd.Auto()]
@@ -51,6 +54,36 @@ def test_captured_windows_draw_what_eager_ones_do(
         z = noise(flow, 2, seed)
         expected = drawn(flow, z, pd.Sequential(), **options)
         assert (drawn(flow, z, schedule, compile=True, **options) - expected).abs().max() < 2e-3
+
+
+def successors() -> list[tuple[Flow, dict[str, Any]]]:
+    """A flow with noise levels and blocks of two patch sizes, and one of latents and texts, with what to draw from them."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = dict(in_channels=1, img_size=8, channels=64, num_blocks=2, layers_per_block=[1, 2])
+    text: dict[str, Any] = dict(rope=True, sos=True, txt_size=3, txt_dim=5, cond_top_only=True, use_softplus=True)
+    made: list[Flow] = [ITarFlow(**sizes, patch_sizes=[2, 4], num_classes=3), StarFlow(**sizes, patch_size=2, **text)]
+    for each in made:
+        for name, p in each.named_parameters():
+            torch.nn.init.normal_(p, std=0.03 if "proj_out" in name else 0.15)
+        each.double().cuda()
+    texts = [torch.randn(n, 3, 5, dtype=torch.float64).cuda() for n in (2, 1)]
+    options = {"y": [0, 2], "t": 0.3}, {"text": texts[0], "text_unconditional": texts[1]}
+    return list(zip(made, options, strict=True))
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0])
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_captured_windows_of_its_successors_draw_what_eager_ones_do(
+    schedule: pd.Schedule | pd.Selective, guidance: float
+) -> None:
+    for made, options in successors():
+        like, options = made.noise_like, options | {"guidance": guidance}
+        for seed in range(2):
+            generator = torch.Generator().manual_seed(seed)
+            z = torch.randn(2, *like.shape, generator=generator, dtype=torch.float64).to(like)
+            expected = made.sample(z=z, schedule="sequential", **options)
+            got = made.sample(z=z, schedule=schedule, tol=1e-12, compile=True, **options)
+            assert isinstance(expected, Tensor) and isinstance(got, Tensor) and (got - expected).abs().max() < 1e-9
 
 
 def test_captured_windows_of_several_batch_sizes_and_types_take_turns(flow: TarFlow) -> None:

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -439,6 +440,8 @@ def test_checkpoints_load_as_they_are(kind: str, tmp_path: Path) -> None:
     made = flow(**IMAGE).float()
     state, path = made.state_dict(), tmp_path / ("flow.safetensors" if kind == "safetensors" else "flow.pth")
     if kind == "folder":
+        # numbers of numpy are written too
+        StarFlow(**BASE | IMAGE | dict(noise_std=np.float32(0.5))).save_pretrained(tmp_path / "numpy")
         made.save_pretrained(path)
         assert json.loads((path / "config.json").read_text())["layers_per_block"] == [1, 1, 2]
         loaded = StarFlow.from_pretrained(path, noise_std=0.3)

@@ -123,5 +123,8 @@ def test_parts_that_do_not_fit_are_refused() -> None:
             Pipeline(flow(**options), images_vae(), *encoder())
     with pytest.raises(ValueError, match=re.escape("template is 'a cat', expected a text with one {}")):
         Pipeline(flow(), images_vae(), *encoder(), template="a cat")
-    with pytest.raises(TypeError, match="prompts is 'a cat', expected a list of strings"):
-        Pipeline(flow(), images_vae(), *encoder()).sample(prompts="a cat")
+    for prompts in ("a cat", None, [1]):
+        with pytest.raises(TypeError, match=r"prompts is .*, expected a list of strings"):
+            Pipeline(flow(), images_vae(), *encoder()).sample(prompts=prompts)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="prompts is empty, expected at least one string"):
+        Pipeline(flow(), images_vae(), *encoder()).sample(prompts=[])

@@ -100,7 +100,7 @@ class Pipeline:
         """Draw an image, or a video, for each prompt.
 
         Args:
-            prompts: the texts; those with more than `txt_size` tokens are cut.
+            prompts: the texts, one at least; those with more than `txt_size` tokens are cut.
             guidance: see `StarFlow.system`, against the empty prompt.
             options: of `StarFlow.sample`: `z` (of videos (B, F, C, H, W)), `schedule`, `denoise`, `return_solution` and others.
 
@@ -110,10 +110,12 @@ class Pipeline:
 
         Raises:
             TypeError: prompts are no list of strings.
-            ValueError: see `StarFlow.sample`.
+            ValueError: there are none, or see `StarFlow.sample`.
         """
-        if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+        if not isinstance(prompts, (list, tuple)) or not all(isinstance(prompt, str) for prompt in prompts):
             raise TypeError(f"prompts is {prompts!r:.80}, expected a list of strings")
+        if not prompts:
+            raise ValueError("prompts is empty, expected at least one string")
         check_kind("guidance", guidance, (int, float), "a number")
         null = self.encode([""]) if guidance else None
         text = self.encode(prompts)
