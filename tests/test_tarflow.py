@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import parallel_decode as pd
-from parallel_decode.adapters.tarflow import TarFlow, decoding
+from parallel_decode.adapters.tarflow import TarFlow, base, decoding
 from parallel_decode.cached import Reads, RowReads
 from parallel_decode.cached.graphs import Graphs
 from parallel_decode.testing import check_system
@@ -222,6 +222,31 @@ def test_modules_that_somebody_changed_are_what_is_decoded(what: str) -> None:
         z, _ = made(images)
         assert (z - noise() * made.var.sqrt()).abs().max() < 1e-9
         assert (images - plain).abs().max() > 1e-3
+
+
+def test_rows_drawn_again_are_of_the_batch_that_a_plan_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, drawn = flow(), list[int]()
+    plan = pd.calibrate(made, 3, runs=1, progress=False, schedules=["jacobi"])
+
+    def huge_in_the_second_row(n: int, like: Tensor, generator: object) -> Tensor:
+        drawn.append(n)
+        z = noise(n)
+        z[1] *= 1e300 if len(drawn) == 1 else 1
+        return z
+
+    monkeypatch.setattr(base, "standard_normal", huge_in_the_second_row)
+    got, solution = made.sample(3, schedule=plan, return_solution=True)  # it would warn of another batch
+    expected = made.sample(z=noise(), schedule="jacobi")
+    assert isinstance(expected, Tensor) and drawn == [3, 3] and (got - expected).abs().max() < 1e-8
+    assert [status.succeeded for status in solution.status] == [True, False, True], "it is of the first draw"
+
+
+def test_a_plan_for_another_batch_warns_where_the_user_called() -> None:
+    made = flow()
+    plan = pd.calibrate(made, 2, runs=1, progress=False, schedules=["jacobi"])
+    with pytest.warns(UserWarning, match="made for batch 2, and is used for batch 3") as caught:
+        made.sample(z=noise(), schedule=plan)
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_another_module_in_the_place_of_a_block_is_refused() -> None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from parallel_decode.adapters.tarflow.inputs import native, of_rows, standard_normal
+from parallel_decode.adapters.tarflow.inputs import native, standard_normal
 from parallel_decode.adapters.tarflow.saved import Saved
 from parallel_decode.schedules import Schedule
 from parallel_decode.selective import Selective
@@ -106,7 +106,7 @@ class Flow(Saved):
         Args:
             n: how many, at least 1; may be left out where z, or classes or texts, say it.
             z: the noise to start from, see `system`; drawn from a standard normal by default. Rows that are not finite are then drawn
-                again from other noise, three times at most (not if `differentiable`).
+                again from other noise, three times at most (not if `differentiable`), the whole batch beside them.
             schedule: see `pd.solve`; a name, a schedule, or a `pd.Plan`. The default finds the fastest as it runs.
             tol: see `pd.solve`; under bfloat16 or float16 the default is half the machine epsilon of that type.
             denoise: remove the noise of training, see `denoised`; an `ITarFlow` does so in many steps, see `denoise_iteratively`.
@@ -135,35 +135,30 @@ class Flow(Saved):
         if isinstance(what, Tensor) and what.dim() and (len(what) != 1 or not rows):  # one may be for all
             rows.add(len(what))
         if len(rows) != 1:
-            found = sorted(rows) or "no number of"
-            raise ValueError(f"n={n}, z and {self.condition} ask for {found} samples, expected one number")
+            asked = sorted(rows) or "no number of"
+            raise ValueError(f"n={n}, z and {self.condition} ask for {asked} samples, expected one number")
         if denoise:
             self._check_denoising()
         if denoise and differentiable:
             raise ValueError(
                 "denoise takes a gradient step, which differentiable=True cannot follow: leave out one of them"
             )
-        redraws = REDRAWS if z is None and not differentiable else 0
-        noise = standard_normal(rows.pop(), self.noise_like, generator) if z is None else z
-
-        def draw(z: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, Solution]:
-            system = self.system(z, **options)
-            bound = _low_precision_tol(self.noise_like) if tol is None else tol
-            solution = solve(system, schedule, tol=bound, progress=progress, differentiable=differentiable)
-            return self._clean(solution.value, options) if denoise else solution.value, solution
-
-        samples, solution = draw(noise, options)
-        for _ in range(redraws):
-            bad = (~samples.flatten(1).isfinite().all(1)).nonzero()[:, 0]
-            if not len(bad):
+        count = rows.pop()
+        bound = _low_precision_tol(self.noise_like) if tol is None else tol
+        for attempt in range(1 if z is not None or differentiable else 1 + REDRAWS):
+            noise = standard_normal(count, self.noise_like, generator) if z is None else z
+            system = self.system(noise, **options)  # of the whole batch, which plans and captured windows are made for
+            found = solve(system, schedule, tol=bound, progress=progress, differentiable=differentiable)
+            drawn = self._clean(found.value, options) if denoise else found.value
+            if attempt == 0:
+                samples, solution = drawn, found
+            else:
+                samples = samples.where(_finite(samples), drawn)
+            if _finite(samples).all():
                 break
-            again = {name: of_rows(value, bad, len(noise)) for name, value in options.items()} | {"compile": False}
-            samples = samples.clone()
-            samples[bad] = draw(standard_normal(len(bad), self.noise_like, generator), again)[0]
-        finite = samples.flatten(1).isfinite().all(1).tolist()
         told = [return_solution and not s.succeeded for s in solution.status]  # to the caller, by the solution
-        if bad_rows := [row for row in range(len(noise)) if not (finite[row] or told[row])]:
-            warnings.warn(f"images {bad_rows} of {len(noise)} are not finite: draw them from another z", stacklevel=2)
+        if bad := [row for row, good in enumerate(_finite(samples).flatten().tolist()) if not (good or told[row])]:
+            warnings.warn(f"images {bad} of {count} are not finite: draw them from another z", stacklevel=2)
         return (samples, solution) if return_solution else samples
 
     def _as_given(self, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -213,6 +208,11 @@ class Flow(Saved):
             x = x.detach().clone().requires_grad_()  # a tensor of inference mode has no gradient, its clone has
             (score,) = torch.autograd.grad(self.log_prob(x, *args, **given).sum(), x)
         return x.detach() + variance * score
+
+
+def _finite(x: Tensor) -> Tensor:
+    """Which samples are finite, shape (B, 1, ..., 1)."""
+    return x.isfinite().flatten(1).all(1).view(-1, *[1] * (x.dim() - 1))
 
 
 def _low_precision_tol(like: Tensor) -> float | None:

@@ -99,12 +99,6 @@ def standard_normal(n: Any, like: Tensor, generator: Any) -> Tensor:
     return torch.randn(n, *like.shape, generator=generator, dtype=dtype, device=like.device)
 
 
-def of_rows(value: Any, rows: Tensor, count: int) -> Any:
-    """What belongs to some of so many samples: rows of a tensor that has one for each."""
-    each = isinstance(value, Tensor) and value.dim() > 0 and len(value) == count
-    return value[rows.to(value.device)] if each else value
-
-
 def native(value: Any) -> Any:
     """Numbers of numpy as Python's, which JSON can hold."""
     return value.item() if isinstance(value, np.generic) else value
