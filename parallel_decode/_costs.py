@@ -120,7 +120,7 @@ class Costs:
         self.runs += 1
         if self.runs == self._due:
             self._due += min(self._due, FORGET)
-            for timings in self.windows.values():
+            for timings in (self.single, *self.windows.values()):
                 timings.forget()
 
     def add(self, arm: Arm, size: int, seconds: float) -> None:
@@ -134,8 +134,11 @@ class Costs:
                 each.restore(each.measured(), scale)
         timings.add(size, seconds)
 
-    def restore(self, single: Sequence[tuple[int, float]], windows: Sequence[Sequence[tuple[int, float]]]) -> None:
-        """Begin with what another process measured: how sizes compare. How fast all of it is tells the first pass."""
+    def restore(
+        self, single: Sequence[tuple[int, float]], windows: Sequence[Sequence[tuple[int, float]]], left: float
+    ) -> None:
+        """Begin with what another process measured, which is how sizes compare, and with what it left of the allowance. How fast all of it is tells the first pass."""
+        self.allowance.left = max(min(left, self.allowance.most), -self.allowance.most)
         self.single.restore(single)
         for corrected in (False, True):
             self.windows[corrected].restore(windows[corrected])

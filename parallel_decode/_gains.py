@@ -11,6 +11,7 @@ from parallel_decode._costs import Arm, recall
 LATENCY = 4.0  # k: 3.4 to 4.5 on the flows of the benchmarks
 SLOWNESS = 0.05  # c: 0.02 to 0.13 there
 SAVED = 0.8  # of the passes, by the secant correction
+SETTLED = 1.25  # passes for a window's width: the last windows of a layer are shorter
 BELIEVED = 6.0  # passes that the law counts for, beside those that were counted
 KEPT = 64.0  # passes of an arm that count, the others are of long ago
 FADES = 0.99  # of what counts, from run to run: what once lost is tried again some day
@@ -87,13 +88,23 @@ class Gains:
 
     def expected(self, arm: Arm) -> float:
         """For a position: what the law says, from the nearest width that is proven."""
-        known = [a for a in self.counts if a.corrected == arm.corrected and a != arm and self.proven(a)]
-        if known:
-            near = min(known, key=lambda a: abs(a.width.bit_length() - arm.width.bit_length()))
+        near = self._nearest(arm)
+        if self.settles(arm):
+            passes = 1 / arm.width
+        elif near is not None:
             passes = self.passes(near) * _law(arm.width) / _law(near.width)
         else:
             passes = SAVED * self.passes(Arm(arm.width)) if arm.corrected else _law(arm.width)
         return min(1.0, max(passes, 1 / arm.width))
+
+    def settles(self, arm: Arm) -> bool:
+        """Whether a pass may settle the whole window, as at the nearest width that is proven nearly every pass did."""
+        near = self._nearest(arm)
+        return near is not None and self.passes(near) * near.width < SETTLED
+
+    def _nearest(self, arm: Arm) -> Arm | None:
+        known = [a for a in self.counts if a.corrected == arm.corrected and a != arm and self.proven(a)]
+        return min(known, key=lambda a: abs(a.width.bit_length() - arm.width.bit_length()), default=None)
 
     def _missing(self, arm: Arm) -> float:
         """Passes to the end of a trial: none also where the window moved by its own width."""

@@ -62,7 +62,7 @@ class Tuner:
 
     def window(self, front: int, length: int) -> range:
         if self._timer.left:
-            self._timer.left -= 1
+            self._timer.lap()
             return range(front, front + 1)
         with LOCK:
             if self._timer.size:
@@ -90,7 +90,7 @@ class Tuner:
         """What the last passes cost and gained."""
         if self._asynchronous:  # passes are only queued
             torch.cuda.synchronize()
-        arm, costs, size, seconds = self._arm, self._costs, self._timer.size, self._timer.each()
+        arm, costs, size, seconds = self._arm, self._costs, self._timer.size, self._timer.each(self._asynchronous)
         first, opening = arm not in self._tried, not self._tried
         self._tried.add(arm)
         if not first:  # that one also prepares
@@ -98,7 +98,7 @@ class Tuner:
         elif costs.ready and not self._asynchronous and self._gains.passes(arm) * seconds > COLD * costs.sequential():
             for _ in range(ENOUGH):  # hopeless, whatever it prepares
                 costs.add(arm, size, seconds)
-        rises = not self._gains.proven(arm) and self._passes <= LATENCY
+        rises = not self._gains.proven(arm) and self._passes <= LATENCY and front < self._front + size
         if arm.width > 1 and not rises and self._front + size >= self._reach:  # else wider windows have been there
             self._gains.add(arm, front - self._front, size)
         self._reach = max(self._reach, self._front + size)
@@ -123,7 +123,8 @@ class Tuner:
         now = costs.of(min(self._arm.width, left), self._arm.corrected)
         for arm in windows:
             if not gains.proven(arm):  # a wider window costs more for some passes before it gains more
-                loss = 0.0 if arm == self._arm else RISE * max(0.0, costs.of(arm.width, arm.corrected) - now)
+                rise = 1 if gains.settles(arm) else RISE
+                loss = 0.0 if arm == self._arm else rise * max(0.0, costs.of(arm.width, arm.corrected) - now)
                 promising = arm == self._arm or times[arm] < WORTH_A_TRIAL * self._least
                 if not (promising and costs.allowance.covers(self._reserve + loss)):
                     del times[arm]
@@ -163,13 +164,21 @@ class Timer:
 
     def __init__(self) -> None:
         self.size = self.together = self.left = 0
-        self._began = 0.0
+        self._began: list[float] = []
 
     def begin(self, size: int, together: int) -> None:
         """So many passes are timed together from now on."""
         self.size, self.together, self.left = size, together, together - 1
-        self._began = time.perf_counter()
+        self._began = [time.perf_counter()]
 
-    def each(self) -> float:
-        """Seconds of each of them."""
-        return (time.perf_counter() - self._began) / self.together
+    def lap(self) -> None:
+        """The next of them begins."""
+        self.left -= 1
+        self._began.append(time.perf_counter())
+
+    def each(self, queued: bool) -> float:
+        """Seconds of each: of one that little disturbed, as `Timings` counts; the mean where passes were only queued."""
+        ends = [*self._began[1:], time.perf_counter()]
+        if queued:
+            return (ends[-1] - self._began[0]) / self.together
+        return sorted(end - begin for begin, end in zip(self._began, ends, strict=True))[self.together // 8]

@@ -241,12 +241,16 @@ def test_what_no_run_measured_of_late_is_measured_anew() -> None:
     assert len(costs.windows[False].measured()) == 2
     for _ in range(8):
         costs.begin_run()
-    assert costs.ready and [size for size, _ in costs.windows[False].measured()] == [8]
+    assert not costs.ready, "sequential passes too, where windows have taken their place"
+    for _ in range(ENOUGH):
+        costs.add(Arm(1), 1, 1.0)
+    assert [size for size, _ in costs.windows[False].measured()] == [8]
     for run in range(17, 8 * FORGET):
         costs.begin_run()
         if run % FORGET == 1:
+            costs.add(Arm(1), 1, 1.0)
             costs.add(Arm(8), 8, 8.0)
-    assert costs.windows[False].knows(8), "once in so many runs is enough"
+    assert costs.ready and costs.windows[False].knows(8), "once in so many runs is enough"
     for seconds in [1.0] + [2.0] * 31:
         costs.add(Arm(8), 8, seconds)
     assert costs.windows[False].seconds(8) == 2.0, "of the last 31"
@@ -260,6 +264,25 @@ def test_a_bad_moment_of_the_machine_is_outlived(clock: Clock) -> None:
     busy[0] = False
     times = [seconds(clock, system, pd.Auto(secant=False)) for _ in range(16)]
     assert times[0] > 240 and max(times[14:]) < 64
+
+
+def test_passes_that_are_timed_together_count_as_they_would_alone(clock: Clock) -> None:
+    """On a core that others use their mean, beside the least of single windows, would let windows seem to cost half."""
+    timer = _tuner.Timer()
+    timer.begin(1, 32)
+    for lap in range(32):
+        clock.now += 21.0 if lap % 5 == 0 else 1.0  # others had their turn
+        if lap < 31:
+            timer.lap()
+    assert timer.left == 0 and timer.each(queued=False) == 1.0
+    assert timer.each(queued=True) == (7 * 21 + 25) / 32, "on a GPU nothing is known of single ones"
+
+
+def test_where_every_pass_settles_its_window_the_widest_is_tried(clock: Clock) -> None:
+    """The law would have it that the front cannot move so far, and that wider windows gain slowly at first."""
+    system = Timed(clock, lambda n: 1.0 if n == 1 else 2.0 + 0.15 * n, 0.0, 256)
+    times = [seconds(clock, system, pd.Auto(secant=False)) for _ in range(12)]
+    assert times[-1] < 1.1 * seconds(clock, system, "jacobi")
 
 
 def test_passes_for_a_position_by_what_was_counted_and_by_the_law() -> None:

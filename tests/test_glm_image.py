@@ -114,6 +114,15 @@ def test_tokens_are_those_of_generate(inputs: Any, batch: int, options: dict[str
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("inputs", (drawn, edited))
+def test_padding_with_the_token_that_ends_a_picture_is_none(inputs: Any) -> None:
+    given = inputs(3)
+    given["input_ids"] = given["input_ids"].where(given["attention_mask"] == 1, END)
+    expected, _ = sequential(given, do_sample=False)
+    images = generate_images(tiny(), given, do_sample=False)
+    assert torch.equal(images.tokens, expected[:, given["input_ids"].shape[1] :])
+
+
 @pytest.fixture
 def endless() -> Iterator[Any]:
     """The model draws all tokens, whatever they are."""

@@ -72,7 +72,7 @@ def test_a_machine_that_is_slower_now_is_compared_with_itself(clock: Clock, fold
 
 def test_the_first_pass_tells_how_fast_all_of_it_is_now() -> None:
     costs = _costs.Costs(256)
-    costs.restore([(1, 1.0)], [[(8, 2.0), (64, 4.0)], [(64, 5.0)]])
+    costs.restore([(1, 1.0)], [[(8, 2.0), (64, 4.0)], [(64, 5.0)]], left=1.0)
     costs.add(_costs.Arm(64), 64, 20.0)
     assert costs.sequential() == 5.0 and (costs.of(8), costs.of(64), costs.of(64, True)) == (2.0, 4.0, 5.0)
     costs.add(_costs.Arm(1), 1, 6.0)
@@ -86,6 +86,15 @@ def test_nothing_is_kept_of_systems_that_do_not_say_what_they_are_and_where_it_i
     monkeypatch.setenv("PARALLEL_DECODE_CACHE", "off")
     run(clock, Named(clock, COSTS["an idle machine"]))
     assert not folder.exists()
+
+
+def test_what_was_spent_on_trials_is_not_given_again_to_another_process(clock: Clock, folder: Path) -> None:
+    """Windows gain nothing and every process draws once: all of them together may lose what one may."""
+    lost = []
+    for _ in range(8):
+        forget()
+        lost.append(run(clock, Named(clock, COSTS["a full machine"], 0.5)) / 256 - 1)
+    assert lost[0] > 0.03 > max(lost[1:])
 
 
 def test_what_belongs_to_other_systems_is_not_taken(clock: Clock, folder: Path) -> None:
@@ -105,15 +114,22 @@ def test_what_belongs_to_other_systems_is_not_taken(clock: Clock, folder: Path) 
         [],
         "x",
         {},
-        {"single": [[1, 1.0]], "windows": [[[8, 1.0]]], "counts": []},
-        {"single": [[1, float("nan")]], "windows": [[], []], "counts": []},
-        {"single": [[1, -1.0]], "windows": [[], []], "counts": []},
-        {"single": [[1, 1.0]], "windows": [[[8, float("inf")]], []], "counts": []},
-        {"single": [[1, 1.0]], "windows": [[], []], "counts": [[64, False, 0.0, 3.0, 1.0]]},
-        {"single": [[1, 1.0]], "windows": [[], []], "counts": [[64, False, 1.0]]},
-        {"single": [[1, 1.0]], "windows": [[], []], "counts": [["x", False, 1.0, 1.0, 1.0]]},
-        {"single": [[1, 1.0]], "windows": [[], []], "counts": [[1, False, 99.0, 1.0, 1.0], [0, True, 1.0, 1.0, 1.0]]},
-        {"single": [], "windows": [[], []], "counts": [[10**400, False, 1.0, 1.0, 1.0]]},
+        {"single": [[1, 1.0]], "windows": [[[8, 1.0]]], "counts": [], "left": 32.0},
+        {"single": [[1, float("nan")]], "windows": [[], []], "counts": [], "left": 32.0},
+        {"single": [[1, -1.0]], "windows": [[], []], "counts": [], "left": 32.0},
+        {"single": [[1, 1.0]], "windows": [[[8, float("inf")]], []], "counts": [], "left": 32.0},
+        {"single": [[1, 1.0]], "windows": [[], []], "counts": [[64, False, 0.0, 3.0, 1.0]], "left": 32.0},
+        {"single": [[1, 1.0]], "windows": [[], []], "counts": [[64, False, 1.0]], "left": 32.0},
+        {"single": [[1, 1.0]], "windows": [[], []], "counts": [["x", False, 1.0, 1.0, 1.0]], "left": 32.0},
+        {
+            "single": [[1, 1.0]],
+            "windows": [[], []],
+            "counts": [[1, False, 99.0, 1.0, 1.0], [0, True, 1.0, 1.0, 1.0]],
+            "left": 32.0,
+        },
+        {"single": [[1, 1.0]], "windows": [[[8, 1.0]], []], "counts": [], "left": float("nan")},
+        {"single": [[1, 1.0]], "windows": [[[8, 1.0]], []], "counts": []},
+        {"single": [], "windows": [[], []], "counts": [[10**400, False, 1.0, 1.0, 1.0]], "left": 32.0},
     ],
     ids=repr,
 )

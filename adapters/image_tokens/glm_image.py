@@ -5,6 +5,7 @@ Shapes: B batch rows, P columns of the prompt, L tokens of both grids and the en
 
 import copy
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import torch
@@ -40,12 +41,14 @@ class GlmImage(ImageModel):
             raise ValueError(f"images_per_sample is missing: expected a number for each of {len(ids)} prompts")
         if guidance_scale not in (None, 1):
             raise ValueError(f"guidance_scale is {guidance_scale}, expected None: GLM-Image's tokens have no guidance")
-        ids = self._encoded(ids, inputs)
+        count = ((ids == self.config.image_end_token_id) & (mask == 1)).sum(
+            1
+        )  # of pictures to be edited; padding may be that token
+        ids = self._encoded(ids, inputs, count)
         positions = copy.copy(self.model.model)
         before, _ = positions.get_rope_index(ids, shapes, counts, mask)
         after = positions._cached_decode_position_ids.transpose(0, 1)  # (3, B, L), the last for the end
-        given = int((ids[0] == self.config.image_end_token_id).sum())  # pictures to be edited
-        drawn = shapes[: len(shapes) if counts is None else int(counts[0])][given:]
+        drawn = shapes[: len(shapes) if counts is None else int(counts[0])][int(count[0]) :]
         grids = tuple((rows, columns) for _, rows, columns in drawn.flip(0).tolist())
         config, length = self.model.generation_config, after.shape[-1]
         ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
@@ -53,15 +56,22 @@ class GlmImage(ImageModel):
         pad = next((token for token in (config.pad_token_id, *eos) if token is not None), 0)
         return Request(ids, mask, torch.cat([before, after], -1), None, grids, length, eos, pad)
 
-    def _encoded(self, ids: Tensor, inputs: dict[str, Any]) -> Tensor:
-        """The prompt's ids, with those of the pictures to be edited in their places."""
+    def _encoded(self, ids: Tensor, inputs: dict[str, Any], count: Tensor) -> Tensor:
+        """The prompt's ids, with those of the pictures to be edited, so many in each row, in their places."""
         encoded, inner = (inputs.get("mm_encoder_outputs") or {}).get("image"), self.model.model
-        if encoded is None and inputs.get("pixel_values") is not None:
-            shapes = inner.get_image_grids_for_generation(inputs.get("images_per_sample"), inputs["image_grid_thw"])
-            encoded = inner.get_image_features(inputs["pixel_values"], shapes, return_dict=True)
-        if encoded is None:
+        if encoded is None and inputs.get("pixel_values") is None:
             return ids
-        tokens = inner.get_image_tokens(encoded.pooler_output).view(-1).to(ids)
+        shapes, counts = inputs["image_grid_thw"], inputs.get("images_per_sample")
+        rows = shapes.split([len(shapes)] if counts is None else counts.tolist())
+        given = torch.cat([row[:number] for row, number in zip(rows, count.tolist(), strict=True)])
+        if encoded is None:
+            encoded = inner.get_image_features(inputs["pixel_values"], given, return_dict=True)
+        features = encoded.pooler_output
+        if (
+            "mm_encoder_outputs" not in signature(inner.forward).parameters
+        ):  # transformers 5.17 takes them in one tensor
+            features = torch.cat(features)
+        tokens = inner.get_image_tokens(features, given).view(-1).to(ids)
         return ids.masked_scatter(inner.get_placeholder_mask(ids, tokens), tokens)
 
     def forward(  # type: ignore[override]
