@@ -10,7 +10,11 @@ class Allowance:
     Args:
         free: passes that may be lost at first.
         share: of every pass's worth that was gained: what may be lost besides.
-        most: passes that can be saved up, by that share and by what windows gain.
+        most: passes that can be saved up, by that share and by what windows gain; and those that may be owed.
+
+    Attributes:
+        left: what may be lost now.
+        closed: whether nothing may be, since more than `most` was owed, and not all of that has been earned again.
 
     Example:
         >>> allowance = Allowance()
@@ -23,6 +27,7 @@ class Allowance:
 
     def __init__(self, free: float = 2.0, share: float = 0.005, most: float = 8.0) -> None:
         self.left, self.free, self.share, self.most = free, free, share, most
+        self.closed = False
 
     def covers(self, loss: float) -> bool:
         """Whether so many passes may be lost."""
@@ -31,3 +36,4 @@ class Allowance:
     def settle(self, cost: float, gained: float) -> None:
         """Something took as long as `cost` passes, and gained what `gained` passes would have."""
         self.left = min(self.left + self.share * max(gained, 0.0) + gained - cost, self.most)
+        self.closed = self.left < (0 if self.closed else -self.most)

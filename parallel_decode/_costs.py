@@ -54,6 +54,7 @@ class Timings:
         self.beyond, self.bucket, self.enough, self.kept, self.share = beyond, bucket, enough, kept, share
         self.samples: dict[int, deque[tuple[int, float]]] = {}
         self._used: set[int] = set()
+        self._counts: dict[int, tuple[int, float]] = {}  # of every size that was measured, the sample that counts
         self._table: list[tuple[int, float]] | None = None
 
     def add(self, size: int, seconds: float) -> bool:
@@ -61,13 +62,20 @@ class Timings:
         bucket = self.bucket(size)
         samples = self.samples.setdefault(bucket, deque(maxlen=self.kept))
         samples.append((size, seconds))
-        self._table = None
         self._used.add(bucket)
+        self._count(bucket)
         return len(samples) == self.enough
+
+    def _count(self, bucket: int) -> None:
+        samples = self.samples[bucket]
+        if len(samples) >= self.enough:
+            self._counts[bucket] = sorted(samples, key=_seconds)[int(self.share * len(samples))]
+            self._table = None
 
     def forget(self) -> None:
         """Forget the sizes that had no sample since this was last called."""
         self.samples = {bucket: samples for bucket, samples in self.samples.items() if bucket in self._used}
+        self._counts = {bucket: sample for bucket, sample in self._counts.items() if bucket in self._used}
         self._used.clear()
         self._table = None
 
@@ -77,7 +85,7 @@ class Timings:
             kept = [(size, scale * seconds)] * self.enough
             self.samples[self.bucket(size)] = deque(kept, maxlen=self.kept)
             self._used.add(self.bucket(size))
-        self._table = None
+            self._count(self.bucket(size))
 
     def knows(self, size: int) -> bool:
         """Whether such passes have been measured."""
@@ -86,8 +94,7 @@ class Timings:
     def measured(self) -> list[tuple[int, float]]:
         """Sizes, rising, and their seconds."""
         if self._table is None:
-            enough = (sorted(s, key=_seconds) for _, s in sorted(self.samples.items()) if len(s) >= self.enough)
-            self._table = [samples[int(self.share * len(samples))] for samples in enough]
+            self._table = [sample for _, sample in sorted(self._counts.items())]
         return self._table
 
     def seconds(self, size: float, measured: Sequence[tuple[int, float]] = ()) -> float:
@@ -168,11 +175,13 @@ class Costs:
         return seconds / self.sequential()
 
     def at_most(self, size: int, corrected: bool = False) -> float:
-        """What a pass costs when nothing disturbs it, at most: what the next larger size that was measured does, if any was."""
+        """What a pass costs when nothing disturbs it, at most: what the next larger size that was measured does; twice what it should, where none was."""
         if size <= 1:
             return 1.0
         known = next((n for n, _ in self.windows[corrected].measured() if n >= size), None)
-        return math.inf if known is None else self.of(known, corrected)
+        if known is None:
+            return 2 * self.of(size, corrected) if self.knows_windows() else math.inf
+        return self.of(known, corrected)
 
     def _beyond(self, size: float, near: int, seconds: float) -> float:
         """On the flows of the benchmarks a pass over n positions took about 2 a + b n, where a sequential one took a."""

@@ -112,7 +112,7 @@ class Tuner:
         """The arm with the least time for a position, of those whose trial the allowance covers."""
         costs, gains, left = self._costs, self._gains, length - front
         windows = [arm for arm in self._arms[1:] if arm == self._arm or self._may_begin(arm, front, length)]
-        if not costs.ready or not windows or costs.allowance.left < -costs.allowance.most:
+        if not costs.ready or not windows or costs.allowance.closed:
             return SEQUENTIAL
         if not costs.knows_windows():  # the least of them tells what they cost
             return min(windows) if costs.allowance.left > self._reserve else SEQUENTIAL
@@ -141,8 +141,7 @@ class Tuner:
 
     def _stays(self, front: int, length: int) -> bool:
         """Whether an arm that earlier runs have proven goes on without a thought: it begins slowly, and so may a layer."""
-        allowance = self._costs.allowance
-        if self._arm.width == 1 or self._arm not in self._known or allowance.left < -allowance.most:
+        if self._arm.width == 1 or self._arm not in self._known or self._costs.allowance.closed:
             return False
         long = front - self._began >= length // 2 or self._passes >= max(trial(self._arm), length // 4)
         return not long or self._passes % 8 > 0

@@ -266,6 +266,28 @@ def test_a_bad_moment_of_the_machine_is_outlived(clock: Clock) -> None:
     assert times[0] > 240 and max(times[14:]) < 64
 
 
+def test_what_is_owed_is_earned_again_before_windows_are_used_again(clock: Clock) -> None:
+    """Else every layer begins with a window, which gains little at first, and what sequential passes earn is lost again: for ever."""
+    system = Timed(clock, COSTS["a small machine"], 0.1, 256)
+    best = min(seconds(clock, system, pd.Auto(secant=False)) for _ in range(8))
+    (costs,) = _costs.COSTS.values()
+    costs.allowance.settle(100, 0)
+    assert costs.allowance.closed and seconds(clock, system, pd.Auto(secant=False)) == pytest.approx(256)
+    times = [seconds(clock, system, pd.Auto(secant=False)) for _ in range(16)]
+    assert max(times[-4:]) < 1.1 * best < 128 and not costs.allowance.closed
+
+
+def test_one_pass_that_stalls_costs_no_more_than_passes_of_its_size(clock: Clock) -> None:
+    system = Timed(clock, COSTS["a small machine"], 0.1, 256)
+    for _ in range(8):
+        seconds(clock, system, pd.Auto(secant=False))
+    usual = system.cost
+    system.cost = lambda n: 500.0 if n > 1 and not stalled and not stalled.append(True) else usual(n)  # type: ignore[func-returns-value]
+    stalled: list[bool] = []
+    assert seconds(clock, system, pd.Auto(secant=False)) < 500 + 128 and stalled
+    assert seconds(clock, system, pd.Auto(secant=False)) < 128
+
+
 def test_passes_that_are_timed_together_count_as_they_would_alone(clock: Clock) -> None:
     """On a core that others use their mean, beside the least of single windows, would let windows seem to cost half."""
     timer = _tuner.Timer()
