@@ -119,7 +119,7 @@ class Costs:
     def __init__(self, length: int) -> None:
         self.single = Timings(lambda size, near, seconds: seconds)
         self.windows = {corrected: Timings(self._beyond) for corrected in (False, True)}
-        self.allowance = Allowance(free=min(32.0, length / 8), share=0.02, most=min(48.0, length / 5))
+        self.allowance = Allowance(free=min(32.0, length / 8), share=0.02, most=min(80.0, length / 3))
         self.runs, self._due = 0, 8
         self._foreign = False  # of another process, when the machine may have been faster or slower
 

@@ -87,24 +87,30 @@ class Gains:
         return width - width**2 / (2 * length)
 
     def expected(self, arm: Arm) -> float:
-        """For a position: what the law says, from the nearest width that is proven."""
-        near = self._nearest(arm)
-        if self.settles(arm):
+        """For a position: what the law says, through the two nearest widths that are proven, or through the nearest one as long as there is no other."""
+        near, other, *_ = *self._nearest(arm), None, None
+        if near is None:
+            passes = SAVED * self.passes(Arm(arm.width)) if arm.corrected else _law(arm.width)
+        elif self.settles(arm):
             passes = 1 / arm.width
-        elif near is not None:
+        elif other is None:
             passes = self.passes(near) * _law(arm.width) / _law(near.width)
         else:
-            passes = SAVED * self.passes(Arm(arm.width)) if arm.corrected else _law(arm.width)
+            found, rest = self.passes(near), self.passes(other)
+            slope = (found - rest) / (1 / near.width - 1 / other.width)
+            passes = found + slope * (1 / arm.width - 1 / near.width)
+            least, most = sorted((found, found * near.width / arm.width))  # k = 0, and c = 0
+            passes = min(max(passes, least), most)
         return min(1.0, max(passes, 1 / arm.width))
 
     def settles(self, arm: Arm) -> bool:
         """Whether a pass may settle the whole window, as at the nearest width that is proven nearly every pass did."""
-        near = self._nearest(arm)
-        return near is not None and self.passes(near) * near.width < SETTLED
+        return any(self.passes(near) * near.width < SETTLED for near in self._nearest(arm)[:1])
 
-    def _nearest(self, arm: Arm) -> Arm | None:
+    def _nearest(self, arm: Arm) -> list[Arm]:
+        """The other arms that are proven, the nearest width first."""
         known = [a for a in self.counts if a.corrected == arm.corrected and a != arm and self.proven(a)]
-        return min(known, key=lambda a: abs(a.width.bit_length() - arm.width.bit_length()), default=None)
+        return sorted(known, key=lambda a: abs(a.width.bit_length() - arm.width.bit_length()))
 
     def _missing(self, arm: Arm) -> float:
         """Passes to the end of a trial: none also where the window moved by its own width."""

@@ -95,7 +95,11 @@ class Tuner:
         self._tried.add(arm)
         if not first:  # that one also prepares
             costs.add(arm, size, seconds)
-        elif costs.ready and not self._asynchronous and self._gains.passes(arm) * seconds > COLD * costs.sequential():
+        elif (
+            costs.ready
+            and not (self._asynchronous or costs.knows_windows())
+            and self._gains.passes(arm) * seconds > COLD * costs.sequential()
+        ):
             for _ in range(ENOUGH):  # hopeless, whatever it prepares
                 costs.add(arm, size, seconds)
         rises = not self._gains.proven(arm) and self._passes <= LATENCY and front < self._front + size
@@ -119,8 +123,8 @@ class Tuner:
         times = {SEQUENTIAL: 1.0}
         for arm in windows:
             times[arm] = gains.passes(arm) * costs.of(gains.size(arm, left), arm.corrected)
-        self._least = min(seconds for arm, seconds in times.items() if gains.proven(arm))
-        now = costs.of(min(self._arm.width, left), self._arm.corrected)
+        other = min((arm for arm in times if gains.proven(arm)), key=times.__getitem__)  # in place of a trial
+        self._least, now = times[other], costs.of(min(other.width, left), other.corrected)
         for arm in windows:
             if not gains.proven(arm):  # a wider window costs more for some passes before it gains more
                 rise = 1 if gains.settles(arm) else RISE
