@@ -4,7 +4,7 @@
 
 DIR is a checkout of Apple's ml-starflow (github.com/apple/ml-starflow); this runs its Python code, which needs einops and tqdm. Without a checkpoint
 the flows are small, with random weights: their deviations say whether the same is computed, and their times and passes are no measure of trained
-flows. FOLDER is what `save_pretrained` wrote, and FILE a .safetensors file of `text` (N, S, T) and `text_unconditional` (1, S, T).
+flows. FOLDER is what `save_pretrained` wrote, and FILE a .safetensors file of `text` (N, S, T), of all in turn, and `text_unconditional` (1, S, T).
 """
 
 import argparse
@@ -161,7 +161,7 @@ def _texts(flow: StarFlow, batch: int, path: Path | None) -> list[Tensor]:
         generator = torch.Generator().manual_seed(2)
         return [torch.randn(batch, *size, generator=generator) for _ in range(2)]
     held = load_file(path)
-    return [held["text"][:batch], held["text_unconditional"].expand(batch, -1, -1)]
+    return [held["text"][torch.arange(batch) % len(held["text"])], held["text_unconditional"].expand(batch, -1, -1)]
 
 
 if __name__ == "__main__":
