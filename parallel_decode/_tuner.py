@@ -125,12 +125,13 @@ class Tuner:
             times[arm] = gains.passes(arm) * costs.of(gains.size(arm, left), arm.corrected)
         other = min((arm for arm in times if gains.proven(arm)), key=times.__getitem__)  # in place of a trial
         self._least, now = times[other], costs.of(min(other.width, left), other.corrected)
+        early = other == SEQUENTIAL and front < length // 8  # hard positions may come first, and would tell too little
         for arm in windows:
             if not gains.proven(arm):  # a wider window costs more for some passes before it gains more
                 rise = 1 if gains.settles(arm) else RISE
                 loss = 0.0 if arm == self._arm else rise * max(0.0, costs.of(arm.width, arm.corrected) - now)
                 promising = arm == self._arm or times[arm] < WORTH_A_TRIAL * self._least
-                if not (promising and costs.allowance.covers(self._reserve + loss)):
+                if early or not (promising and costs.allowance.covers(self._reserve + loss)):
                     del times[arm]
         if self._arm in times and not gains.proven(self._arm) and self._may_win(left):
             return self._arm
