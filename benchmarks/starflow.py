@@ -8,7 +8,6 @@ flows. FOLDER is what `save_pretrained` wrote, and FILE a .safetensors file of `
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from parallel_decode.adapters.starflow import StarFlow
 from parallel_decode.adapters.tarflow.bench.measure import Outcome, interleave, row, short
+from parallel_decode.adapters.tarflow.bench.record import write
 
 IMAGE: dict[str, Any] = dict(
     in_channels=4, img_size=8, patch_size=1, channels=128, num_blocks=3, layers_per_block=[2, 2, 4], rope=True, sos=True, txt_size=8, txt_dim=32,
@@ -152,7 +152,7 @@ def main() -> None:
                 words = f"{timing['seconds']:8.3f} s   deviation {timing['deviation']:.1e}   passes {timing['passes'] or '?'}"
                 print(f"    {method:24} {words}")
     if options.out is not None:
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
+        write(options.out, {"flows": found})
 
 
 def _texts(flow: StarFlow, batch: int, path: Path | None) -> list[Tensor]:
