@@ -20,7 +20,8 @@ def name_of(system: TriangularSystem, options: Hashable) -> str | None:
     """What the system is known by, on such a machine; None where it does not say what it is, or nothing is kept."""
     if _disk_cache.folder() is None or not (identity := system.identity):
         return None
-    machine = platform.machine(), platform.processor(), os.cpu_count(), torch.get_num_threads(), torch.__version__
+    kind = platform.machine(), torch.backends.cpu.get_cpu_capability(), os.cpu_count()
+    machine = *kind, torch.get_num_threads(), torch.__version__
     return repr((machine, sorted(identity.items()), options))
 
 
