@@ -8,6 +8,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 from itertools import pairwise
+from operator import itemgetter
 from typing import NamedTuple, TypeVar
 
 from parallel_decode._allowance import Allowance
@@ -17,6 +18,7 @@ FORGET = 64  # runs, and fewer at first, after which a size that none of them us
 
 LOCK = threading.RLock()
 T = TypeVar("T")
+Measured = Sequence[tuple[int, float]]  # sizes and seconds
 
 
 class Arm(NamedTuple):
@@ -24,10 +26,6 @@ class Arm(NamedTuple):
 
     width: int
     corrected: bool = False
-
-
-def _seconds(sample: tuple[int, float]) -> float:
-    return sample[1]
 
 
 class Timings:
@@ -69,7 +67,7 @@ class Timings:
     def _count(self, bucket: int) -> None:
         samples = self.samples[bucket]
         if len(samples) >= self.enough:
-            self._counts[bucket] = sorted(samples, key=_seconds)[int(self.share * len(samples))]
+            self._counts[bucket] = sorted(samples, key=itemgetter(1))[int(self.share * len(samples))]
             self._table = None
 
     def forget(self) -> None:
@@ -79,7 +77,7 @@ class Timings:
         self._used.clear()
         self._table = None
 
-    def restore(self, measured: Sequence[tuple[int, float]], scale: float = 1.0) -> None:
+    def restore(self, measured: Measured, scale: float = 1.0) -> None:
         """Let these be the samples: what `measured` was, its seconds times `scale`."""
         for size, seconds in measured:
             kept = [(size, scale * seconds)] * self.enough
@@ -97,7 +95,7 @@ class Timings:
             self._table = [sample for _, sample in sorted(self._counts.items())]
         return self._table
 
-    def seconds(self, size: float, measured: Sequence[tuple[int, float]] = ()) -> float:
+    def seconds(self, size: float, measured: Measured = ()) -> float:
         """Of a pass over so many positions; `measured` is what `measured()` returned, and not empty, if it is known already."""
         measured = measured or self.measured()
         if size <= measured[0][0] or size >= measured[-1][0]:
@@ -141,9 +139,7 @@ class Costs:
                 each.restore(each.measured(), scale)
         timings.add(size, seconds)
 
-    def restore(
-        self, single: Sequence[tuple[int, float]], windows: Sequence[Sequence[tuple[int, float]]], left: float
-    ) -> None:
+    def restore(self, single: Measured, windows: Sequence[Measured], left: float) -> None:
         """Begin with what another process measured, which is how sizes compare, and with what it left of the allowance. How fast all of it is tells the first pass."""
         self.allowance.left = max(min(left, self.allowance.most), -self.allowance.most)
         self.single.restore(single)
