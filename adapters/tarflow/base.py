@@ -144,10 +144,10 @@ class Flow(Saved):
                 "denoise takes a gradient step, which differentiable=True cannot follow: leave out one of them"
             )
         count = rows.pop()
-        bound = _low_precision_tol(self.noise_like) if tol is None else tol
         for attempt in range(1 if z is not None or differentiable else 1 + REDRAWS):
             noise = standard_normal(count, self.noise_like, generator) if z is None else z
             system = self.system(noise, **options)  # of the whole batch, which plans and captured windows are made for
+            bound = _low_precision_tol(self.noise_like) if tol is None else tol
             found = solve(system, schedule, tol=bound, progress=progress, differentiable=differentiable)
             drawn = self._clean(found.value, options) if denoise else found.value
             if attempt == 0:
