@@ -52,7 +52,7 @@ class Timings:
         self.beyond, self.bucket, self.enough, self.kept, self.share = beyond, bucket, enough, kept, share
         self.samples: dict[int, deque[tuple[int, float]]] = {}
         self._used: set[int] = set()
-        self._counts: dict[int, tuple[int, float]] = {}  # of every size that was measured, the sample that counts
+        self._chosen: dict[int, tuple[int, float]] = {}  # of every size that was measured, the sample that counts
         self._table: list[tuple[int, float]] | None = None
 
     def add(self, size: int, seconds: float) -> bool:
@@ -61,19 +61,19 @@ class Timings:
         samples = self.samples.setdefault(bucket, deque(maxlen=self.kept))
         samples.append((size, seconds))
         self._used.add(bucket)
-        self._count(bucket)
+        self._choose(bucket)
         return len(samples) == self.enough
 
-    def _count(self, bucket: int) -> None:
+    def _choose(self, bucket: int) -> None:
         samples = self.samples[bucket]
         if len(samples) >= self.enough:
-            self._counts[bucket] = sorted(samples, key=itemgetter(1))[int(self.share * len(samples))]
+            self._chosen[bucket] = sorted(samples, key=itemgetter(1))[int(self.share * len(samples))]
             self._table = None
 
     def forget(self) -> None:
         """Forget the sizes that had no sample since this was last called."""
         self.samples = {bucket: samples for bucket, samples in self.samples.items() if bucket in self._used}
-        self._counts = {bucket: sample for bucket, sample in self._counts.items() if bucket in self._used}
+        self._chosen = {bucket: sample for bucket, sample in self._chosen.items() if bucket in self._used}
         self._used.clear()
         self._table = None
 
@@ -83,7 +83,7 @@ class Timings:
             kept = [(size, scale * seconds)] * self.enough
             self.samples[self.bucket(size)] = deque(kept, maxlen=self.kept)
             self._used.add(self.bucket(size))
-            self._count(self.bucket(size))
+            self._choose(self.bucket(size))
 
     def knows(self, size: int) -> bool:
         """Whether such passes have been measured."""
@@ -92,7 +92,7 @@ class Timings:
     def measured(self) -> list[tuple[int, float]]:
         """Sizes, rising, and their seconds."""
         if self._table is None:
-            self._table = [sample for _, sample in sorted(self._counts.items())]
+            self._table = [sample for _, sample in sorted(self._chosen.items())]
         return self._table
 
     def seconds(self, size: float, measured: Measured = ()) -> float:

@@ -168,21 +168,21 @@ class Timer:
 
     def __init__(self) -> None:
         self.size = self.together = self.left = 0
-        self._began: list[float] = []
+        self._begins: list[float] = []
 
     def begin(self, size: int, together: int) -> None:
         """So many passes are timed together from now on."""
         self.size, self.together, self.left = size, together, together - 1
-        self._began = [time.perf_counter()]
+        self._begins = [time.perf_counter()]
 
     def lap(self) -> None:
         """The next of them begins."""
         self.left -= 1
-        self._began.append(time.perf_counter())
+        self._begins.append(time.perf_counter())
 
     def each(self, queued: bool) -> float:
         """Seconds of each: of one that little disturbed, as `Timings` counts; the mean where passes were only queued."""
-        ends = [*self._began[1:], time.perf_counter()]
+        ends = [*self._begins[1:], time.perf_counter()]
         if queued:
-            return (ends[-1] - self._began[0]) / self.together
-        return sorted(end - begin for begin, end in zip(self._began, ends, strict=True))[self.together // 8]
+            return (ends[-1] - self._begins[0]) / self.together
+        return sorted(end - begin for begin, end in zip(self._begins, ends, strict=True))[self.together // 8]

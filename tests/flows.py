@@ -24,3 +24,10 @@ def noise(batch: int = 3) -> Tensor:
 
 def labels(num_classes: int) -> Tensor | None:
     return torch.tensor([0, -1, 2]) if num_classes else None
+
+
+class Evil:
+    """Its pickle would run code."""
+
+    def __reduce__(self) -> Any:
+        return (print, ("code from a pickle ran",))

@@ -330,3 +330,20 @@ class Caching(Hooked):
         subset = Caching(self.problem, like=self, rows=self.rows[rows], **self.options)
         subset.cache = self.cache
         return subset
+
+
+class Uncached(pd.TriangularSystem):
+    """The same system, which evaluates everything anew at every pass."""
+
+    def __init__(self, inner: pd.TriangularSystem) -> None:
+        self.inner = inner
+
+    @property
+    def length(self) -> int:
+        return self.inner.length
+
+    def initial(self) -> Tensor:
+        return self.inner.initial()
+
+    def evaluate(self, x: Tensor, window: pd.Window) -> Tensor:
+        return self.inner.evaluate(x, pd.Window.full(self.length))[:, window.slice]

@@ -22,6 +22,7 @@ from parallel_decode.cached.graphs import Graphs
 from parallel_decode.cli import app
 from parallel_decode.testing import check_system
 from tests import itarflow_reference as reference
+from tests.flows import Evil
 from tests.flows import flow as tarflow
 from tests.systems import SCHEDULES
 
@@ -451,13 +452,8 @@ def test_the_hub_round_trip(tmp_path: Path, name: str) -> None:
         assert torch.equal(draw(loaded, z=z, t=None, schedule="jacobi"), draw(made, z=z, t=None, schedule="jacobi"))
 
 
-class _Evil:
-    def __reduce__(self) -> Any:
-        return (print, ("code from a pickle ran",))
-
-
 def test_bad_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.save({"var": _Evil()}, tmp_path / "evil.pth")
+    torch.save({"var": Evil()}, tmp_path / "evil.pth")
     with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
         ITarFlow.from_checkpoint(tmp_path / "evil.pth")
     assert "ran" not in capsys.readouterr().out

@@ -26,7 +26,7 @@ from parallel_decode.cached.graphs import Graphs
 from parallel_decode.cli import app
 from parallel_decode.testing import check_system
 from tests.starflow_reference import Reference
-from tests.systems import SCHEDULES
+from tests.systems import SCHEDULES, Uncached
 
 BASE: dict[str, Any] = dict(
     in_channels=2, img_size=6, patch_size=2, channels=32, num_blocks=3, layers_per_block=[1, 1, 2], head_dim=16
@@ -185,23 +185,6 @@ def test_every_schedule_gives_the_sequential_samples(schedule: pd.Schedule) -> N
     assert isinstance(expected, Tensor) and isinstance(got, Tensor)
     assert (got - expected).abs().max() < 1e-12
     assert torch.equal(got, solution.value) and solution.passes <= 3 * 9
-
-
-class Uncached(pd.TriangularSystem):
-    """The same system, which evaluates everything anew at every pass."""
-
-    def __init__(self, inner: pd.TriangularSystem) -> None:
-        self.inner = inner
-
-    @property
-    def length(self) -> int:
-        return self.inner.length
-
-    def initial(self) -> Tensor:
-        return self.inner.initial()
-
-    def evaluate(self, x: Tensor, window: pd.Window) -> Tensor:
-        return self.inner.evaluate(x, pd.Window.full(self.length))[:, window.slice]
 
 
 @pytest.mark.parametrize("schedule", [pd.Sliding(2), pd.Sliding(5), pd.GaussSeidelJacobi(6), pd.Jacobi()], ids=repr)

@@ -14,8 +14,8 @@ from parallel_decode.adapters.tarflow import TarFlow, base, decoding
 from parallel_decode.cached import Reads, RowReads
 from parallel_decode.cached.graphs import Graphs
 from parallel_decode.testing import check_system
-from tests.flows import flow, labels, noise
-from tests.systems import SCHEDULES
+from tests.flows import Evil, flow, labels, noise
+from tests.systems import SCHEDULES, Uncached
 
 GUIDANCE: list[dict[str, Any]] = [
     {},
@@ -128,23 +128,6 @@ def test_every_schedule_gives_the_sequential_samples(schedule: pd.Schedule, guid
     assert isinstance(expected, Tensor) and isinstance(got, Tensor)
     assert (got - expected).abs().max() < 1e-12
     assert torch.equal(got, solution.value) and solution.passes <= 3 * 16
-
-
-class Uncached(pd.TriangularSystem):
-    """The same system, which evaluates everything anew at every pass."""
-
-    def __init__(self, inner: pd.TriangularSystem) -> None:
-        self.inner = inner
-
-    @property
-    def length(self) -> int:
-        return self.inner.length
-
-    def initial(self) -> Tensor:
-        return self.inner.initial()
-
-    def evaluate(self, x: Tensor, window: pd.Window) -> Tensor:
-        return self.inner.evaluate(x, pd.Window.full(self.length))[:, window.slice]
 
 
 @pytest.mark.parametrize("schedule", [pd.Sliding(2), pd.Sliding(5), pd.GaussSeidelJacobi(6), pd.Jacobi()], ids=repr)
@@ -524,13 +507,8 @@ def test_bad_checkpoints(tmp_path: Path) -> None:
         TarFlow.from_checkpoint(tmp_path / "foreign.pth")
 
 
-class _Evil:
-    def __reduce__(self) -> Any:
-        return (print, ("code from a pickle ran",))
-
-
 def test_pickled_code_never_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.save({"var": _Evil()}, tmp_path / "evil.pth")
+    torch.save({"var": Evil()}, tmp_path / "evil.pth")
     with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
         TarFlow.from_checkpoint(tmp_path / "evil.pth")
     assert "ran" not in capsys.readouterr().out
