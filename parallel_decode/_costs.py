@@ -3,7 +3,6 @@
 One lock guards all of it, since two threads may decode at once.
 """
 
-import math
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
@@ -171,12 +170,12 @@ class Costs:
         return seconds / self.sequential()
 
     def at_most(self, size: int, corrected: bool = False) -> float:
-        """What a pass costs when nothing disturbs it, at most: what the next larger size that was measured does; twice what it should, where none was."""
+        """What a pass costs when nothing disturbs it, at most: what the next larger size that was measured does; twice what it should, where none was; as much as its positions one by one, where no window was."""
         if size <= 1:
             return 1.0
         known = next((n for n, _ in self.windows[corrected].measured() if n >= size), None)
         if known is None:
-            return 2 * self.of(size, corrected) if self.knows_windows() else math.inf
+            return 2 * self.of(size, corrected) if self.knows_windows() else float(size)
         return self.of(known, corrected)
 
     def _beyond(self, size: float, near: int, seconds: float) -> float:

@@ -8,10 +8,11 @@ from typing import NamedTuple
 from parallel_decode._costs import Arm, recall
 
 # guesses, as long as nothing is counted
-LATENCY = 4.0  # k: 3.4 to 4.5 on the flows of the benchmarks
-SLOWNESS = 0.05  # c: 0.02 to 0.13 there
+LATENCY = 6.0  # k: 3.4 to 11 on the flows of the benchmarks
+SLOWNESS = 0.02  # c: 0.01 to 0.16 there
 SAVED = 0.8  # of the passes, by the secant correction
 SETTLED = 1.25  # passes for a window's width: the last windows of a layer are shorter
+TURN = 10.0  # passes of a trial until its window has moved by its own width
 BELIEVED = 6.0  # passes that the law counts for, beside those that were counted
 KEPT = 64.0  # passes of an arm that count, the others are of long ago
 FADES = 0.99  # of what counts, from run to run: what once lost is tried again some day
@@ -51,20 +52,29 @@ class Gains:
 
     Args:
         like: the gains of another batch size, to begin with.
+
+    Attributes:
+        turn: passes of a trial until its window has moved by its own width: until then few positions settle, however many nearly have.
     """
 
     def __init__(self, like: "Gains | None" = None) -> None:
         self.counts: dict[Arm, Count] = dict(like.counts) if like else {}
+        self.turn: float = like.turn if like else TURN
         self.runs = 0
 
     def begin_run(self) -> None:
         self.runs += 1
+        self.turn = TURN + FADES * (self.turn - TURN)
         for arm, count in self.counts.items():
             self.counts[arm] = count.scaled(min(FADES, max(KEPT, trial(arm)) / count.passes))
 
-    def add(self, arm: Arm, positions: float, size: int) -> None:
-        """A pass over so many positions, by which so many became final."""
-        self.counts[arm] = self.counts.get(arm, Count()).plus(Count(1, positions, size))
+    def add(self, arm: Arm, count: Count) -> None:
+        """These passes."""
+        self.counts[arm] = self.counts.get(arm, Count()).plus(count)
+
+    def broken_off(self, passes: int) -> None:
+        """A trial ended before its window had moved by its own width: the next one has to be worth more."""
+        self.turn = max(self.turn, 2.0 * passes)
 
     def proven(self, arm: Arm) -> bool:
         """Whether what was counted is enough to judge by; sequential decoding needs none of that."""

@@ -31,6 +31,7 @@ def save(name: str, costs: Costs, gains: Gains) -> None:
         "single": costs.single.measured(),
         "windows": [costs.windows[corrected].measured() for corrected in (False, True)],
         "counts": [(*arm, *count) for arm, count in gains.counts.items()],
+        "turn": gains.turn,
         "left": costs.allowance.left,
     }
     _disk_cache.remember(KIND, name, known)
@@ -44,9 +45,11 @@ def load(name: str, costs: Costs, gains: Gains) -> None:
         windows = [table(known["windows"][corrected]) for corrected in (False, True)]
         if not math.isfinite(left := float(known["left"])):
             return
+        turn = numbers([known["turn"]])[0]
         counts = {Arm(int(width), bool(corrected)): Count(*numbers(c)) for width, corrected, *c in known["counts"]}
     except (KeyError, IndexError, TypeError, ValueError, OverflowError):
         return
+    gains.turn = turn
     gains.counts.update((arm, count) for arm, count in counts.items() if 1 < arm.width < 2**31)
     if single and not costs.ready:
         costs.restore(single, windows, left)

@@ -1,13 +1,13 @@
 """One run of `Auto`: which width the next passes have, by what passes cost and gain."""
 
 import math
-import time
 
 import torch
 
 from parallel_decode._costs import ENOUGH, LOCK, Arm, Costs
-from parallel_decode._gains import LATENCY, Gains, trial
+from parallel_decode._gains import Count, Gains, trial
 from parallel_decode._learnt import save
+from parallel_decode._timer import Timer
 from parallel_decode.correction import Correction
 from parallel_decode.secant import SecantCorrection
 from parallel_decode.system import TriangularSystem
@@ -16,8 +16,9 @@ SECANT = SecantCorrection()
 SEQUENTIAL = Arm(1)
 WORTH_A_TRIAL = 0.9  # of the least time for a position: what an arm has to promise before it is tried
 BETTER = 0.93  # of the time of the present arm: what another one has to promise
-COLD = 10.0  # times slower may the first pass of a size be than later ones, on a CPU
-RISE = 8  # passes before a wider window gains more than the one before it
+HOPELESS = 2.0  # times as long as its positions take one by one: a window that does is not measured again
+PREPARES = 3.0  # sequential passes that the first pass of a size takes besides, where code and memory are touched for the first time
+RISES = 3  # passes of a trial that later windows are spared, since windows before them have been there
 TIMED_TOGETHER = 32  # sequential passes that are timed together
 
 
@@ -52,8 +53,13 @@ class Tuner:
         self._reserve = 0.6 * costs.allowance.left if costs.runs == 1 else 0.0  # the first layer may be the hardest
         self._arm, self._least = SEQUENTIAL, 1.0  # the time for a position by the best arm that is proven
         self._tried: set[Arm] = set()  # in this run
+        self._trial = Count()  # of this arm, what is not counted yet
         self._timer = Timer()
         self._began = self._passes = 0  # where this arm began in this run, and its passes since
+        self._behind, self._promised = (
+            0.0,
+            math.inf,
+        )  # by how much windows lost in this run, and how much the last choice promised to gain
         self._front = self._reach = 0  # where the passes that are timed began; where the widest window so far ended
 
     @property
@@ -67,9 +73,12 @@ class Tuner:
         with LOCK:
             if self._timer.size:
                 self._note(front)
-            arm = self._arm if self._stays(front, length) else self._best(front, length)
+            fails = self._behind > self._promised
+            arm = SEQUENTIAL if fails else self._arm if self._stays(front, length) else self._best(front, length)
             if arm != self._arm:
-                self._arm, self._began, self._passes = arm, front, 0
+                if not self._gains.proven(self._arm):
+                    self._gains.broken_off(self._passes)
+                self._arm, self._began, self._passes, self._trial = arm, front, 0, Count()
             self._front, self._passes = front, self._passes + 1
             size = min(self._arm.width, length - front)
             together = min(TIMED_TOGETHER if self._costs.ready else 4, length - front) if self._arm.width == 1 else 1
@@ -91,26 +100,32 @@ class Tuner:
         if self._asynchronous:  # passes are only queued
             torch.cuda.synchronize()
         arm, costs, size, seconds = self._arm, self._costs, self._timer.size, self._timer.each(self._asynchronous)
-        first, opening = arm not in self._tried, not self._tried
+        first = arm not in self._tried
         self._tried.add(arm)
         if not first:  # that one also prepares
-            costs.add(arm, size, seconds)
-        elif (
-            costs.ready
-            and not (self._asynchronous or costs.knows_windows())
-            and self._gains.passes(arm) * seconds > COLD * costs.sequential()
-        ):
-            for _ in range(ENOUGH):  # hopeless, whatever it prepares
+            hopeless = not costs.knows_windows() and costs.ready and seconds > HOPELESS * size * costs.sequential()
+            for _ in range(ENOUGH if hopeless else 1):
                 costs.add(arm, size, seconds)
-        rises = not self._gains.proven(arm) and self._passes <= LATENCY and front < self._front + size
-        if arm.width > 1 and not rises and self._front + size >= self._reach:  # else wider windows have been there
-            self._gains.add(arm, front - self._front, size)
+        if arm.width > 1 and self._front + size >= self._reach:  # else wider windows have been there
+            self._count(arm, front - self._front, size)
         self._reach = max(self._reach, self._front + size)
         if costs.ready:
-            spent, known = seconds / costs.sequential(), costs.at_most(size, arm.corrected)
-            if known < math.inf or not (opening or (first and self._asynchronous)):  # those prepare
-                spent = min(spent, known)  # the machine may have been busy
-                costs.allowance.settle(spent * self._timer.together, front - self._front)
+            each = min(seconds / costs.sequential(), costs.at_most(size, arm.corrected))  # it may have been disturbed
+            spent, gained = each * self._timer.together, front - self._front
+            costs.allowance.settle(spent, gained)
+            self._behind += spent - gained
+
+    def _count(self, arm: Arm, positions: int, size: int) -> None:
+        """A pass of a window. A trial counts once the window has moved by its own width."""
+        gains = self._gains
+        spared = not gains.proven(arm) and self._passes <= RISES and positions < size
+        self._trial = self._trial.plus(Count(0, positions, 0) if spared else Count(1, positions, size))
+        turned = self._trial.positions >= arm.width and self._trial.passes > 0
+        if gains.proven(arm) or turned or self._passes >= trial(arm):
+            if turned and not gains.proven(arm):
+                gains.turn = max(4.0, float(self._passes))
+            gains.add(arm, self._trial)
+            self._trial = Count()
 
     def _best(self, front: int, length: int) -> Arm:
         """The arm with the least time for a position, of those whose trial the allowance covers."""
@@ -127,16 +142,32 @@ class Tuner:
         self._least, now = times[other], costs.of(min(other.width, left), other.corrected)
         early = other == SEQUENTIAL and front < length // 8  # hard positions may come first, and would tell too little
         for arm in windows:
-            if not gains.proven(arm):  # a wider window costs more for some passes before it gains more
-                rise = 1 if gains.settles(arm) else RISE
-                loss = 0.0 if arm == self._arm else rise * max(0.0, costs.of(arm.width, arm.corrected) - now)
-                promising = arm == self._arm or times[arm] < WORTH_A_TRIAL * self._least
-                if early or not (promising and costs.allowance.covers(self._reserve + loss)):
-                    del times[arm]
-        if self._arm in times and not gains.proven(self._arm) and self._may_win(left):
+            if not gains.proven(arm) and (early or not self._may_try(arm, self._least - times[arm], now, left)):
+                del times[arm]
+        if self._arm in times and not gains.proven(self._arm):
             return self._arm
         best = min(times, key=times.__getitem__)
-        return best if times[best] < BETTER * times.get(self._arm, 2.0) else self._arm
+        if times[best] < BETTER * times.get(self._arm, 2.0):
+            known = best != SEQUENTIAL and gains.proven(best)
+            self._promised = (1 - times[best]) * length if known else math.inf
+            return best
+        return self._arm
+
+    def _may_try(self, arm: Arm, gain: float, now: float, left: int) -> bool:
+        """Whether to try an arm that promises `gain` for a position, where a pass costs `now` otherwise, or to go on trying it."""
+        costs, gains = self._costs, self._gains
+        if arm == self._arm:
+            return gain > (1 - BETTER) * self._least and costs.allowance.covers(self._reserve)
+        passes, cost = 1.0 if gains.settles(arm) else gains.turn, costs.of(arm.width, arm.corrected)
+        new = 0.0 if costs.windows[arm.corrected].knows(arm.width) else PREPARES
+        pays = (
+            new + passes * max(0.0, cost - now) <= gain * left * gains.runs
+        )  # as many runs may follow as there have been
+        return (
+            pays
+            and gain > (1 - WORTH_A_TRIAL) * self._least
+            and costs.allowance.covers(self._reserve + new + passes * (cost - 1))
+        )
 
     def _may_begin(self, arm: Arm, front: int, length: int) -> bool:
         if self._arm.width == 1 and 2 * front > length:  # windows begin slowly: too little is left to make up for it
@@ -150,39 +181,3 @@ class Tuner:
             return False
         long = front - self._began >= length // 2 or self._passes >= max(trial(self._arm), length // 4)
         return not long or self._passes % 8 > 0
-
-    def _may_win(self, left: int) -> bool:
-        """Whether the arm would be the best if it gained what the law says."""
-        arm = self._arm
-        return self._gains.expected(arm) * self._costs.of(self._gains.size(arm, left), arm.corrected) < self._least
-
-
-class Timer:
-    """Of the passes of a run.
-
-    Attributes:
-        size: positions of the passes that are being timed.
-        together: how many there are.
-        left: how many of them are still to come.
-    """
-
-    def __init__(self) -> None:
-        self.size = self.together = self.left = 0
-        self._begins: list[float] = []
-
-    def begin(self, size: int, together: int) -> None:
-        """So many passes are timed together from now on."""
-        self.size, self.together, self.left = size, together, together - 1
-        self._begins = [time.perf_counter()]
-
-    def lap(self) -> None:
-        """The next of them begins."""
-        self.left -= 1
-        self._begins.append(time.perf_counter())
-
-    def each(self, queued: bool) -> float:
-        """Seconds of each: of one that little disturbed, as `Timings` counts; the mean where passes were only queued."""
-        ends = [*self._begins[1:], time.perf_counter()]
-        if queued:
-            return (ends[-1] - self._begins[0]) / self.together
-        return sorted(end - begin for begin, end in zip(self._begins, ends, strict=True))[self.together // 8]

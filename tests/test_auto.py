@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import parallel_decode as pd
-from parallel_decode import _costs, _gains, _tuner
+from parallel_decode import _costs, _gains, _timer, _tuner
 from parallel_decode._costs import ENOUGH, FORGET, Arm, Costs, recall
 from parallel_decode._gains import Count, Gains, gains_of
 from tests.systems import Rows, theorem
@@ -90,7 +90,7 @@ def test_auto_comes_near_the_best_fixed_width_and_loses_little_on_the_way(
     first, *later = times = [seconds(clock, Timed(clock, cost, rate, 256), pd.Auto(secant=False)) for _ in range(12)]
     print(best, times)
     assert sorted(later)[len(later) // 2] <= 1.45 * best
-    assert first <= 256 * 1.09 + (cost(8) if cost(8) > 8 else 0), "and the first pass of the first window"
+    assert first <= 256 * 1.09 + (2 * cost(8) if cost(8) > 8 else 0), "and the first two passes of the first window"
 
 
 def test_auto_learns_within_one_long_run(clock: Clock) -> None:
@@ -288,9 +288,31 @@ def test_one_pass_that_stalls_costs_no_more_than_passes_of_its_size(clock: Clock
     assert seconds(clock, system, pd.Auto(secant=False)) < 128
 
 
+def test_windows_are_found_on_a_core_that_others_use(clock: Clock) -> None:
+    """Of the first windows two are disturbed, and later every third: that neither makes them seem hopeless nor spends what trials may cost."""
+    count = [0]
+
+    def cost(n: int) -> float:
+        count[0] += n > 1
+        return 1.0 if n == 1 else 2.0 + 0.03 * n + 12.0 * (count[0] <= 2 or count[0] % 3 == 0)
+
+    times = [seconds(clock, Timed(clock, cost, 0.1, 256), pd.Auto(secant=False)) for _ in range(8)]
+    assert max(times[:2]) < 1.25 * 256 and max(times[-3:]) < 0.8 * 256
+
+
+def test_windows_lose_no_more_in_a_layer_than_they_promised_to_gain(clock: Clock) -> None:
+    system = Timed(clock, lambda n: 1.0 if n == 1 else 2.0 + 0.05 * n, 0.1, 256)
+    *_, last = (seconds(clock, system, pd.Auto(secant=False)) for _ in range(8))
+    system.f = lambda x: system.guess + torch.sin(2 * before(x, 1))  # now it is hard
+    hard = seconds(clock, system, pd.Auto(secant=False))
+    print(last, hard)
+    assert last < 220 and 256 < hard < 1.1 * (256 + (256 - last))
+    assert not next(iter(_costs.COSTS.values())).allowance.closed
+
+
 def test_passes_that_are_timed_together_count_as_they_would_alone(clock: Clock) -> None:
     """On a core that others use their mean, beside the least of single windows, would let windows seem to cost half."""
-    timer = _tuner.Timer()
+    timer = _timer.Timer()
     timer.begin(1, 32)
     for lap in range(32):
         clock.now += 21.0 if lap % 5 == 0 else 1.0  # others had their turn
@@ -310,25 +332,25 @@ def test_where_every_pass_settles_its_window_the_widest_is_tried(clock: Clock) -
 def test_passes_for_a_position_by_what_was_counted_and_by_the_law() -> None:
     gains = Gains()
     assert gains.passes(Arm(1)) == 1.0 and gains.proven(Arm(1))
-    assert gains.passes(Arm(8)) == pytest.approx(0.05 + 4 / 8) and not gains.proven(Arm(8))
-    assert gains.passes(Arm(8, True)) == pytest.approx(0.8 * 0.55)
+    assert gains.passes(Arm(8)) == pytest.approx(0.02 + 6 / 8) and not gains.proven(Arm(8))
+    assert gains.passes(Arm(8, True)) == pytest.approx(0.8 * 0.77)
     for _ in range(12):
-        gains.add(Arm(16), 2, 16)
+        gains.add(Arm(16), Count(1, 2, 16))
     assert gains.proven(Arm(16)), "12 passes are a trial of 16 positions"
     assert gains.passes(Arm(16)) == 0.5 and gains.passes(Arm(16, True)) == pytest.approx(0.4)
-    law = {w: 0.05 + 4 / w for w in (8, 16, 64, 256)}
+    law = {w: 0.02 + 6 / w for w in (8, 16, 64, 256)}
     assert gains.passes(Arm(8)) == pytest.approx(0.5 * law[8] / law[16])
     assert gains.passes(Arm(256)) == pytest.approx(0.5 * law[256] / law[16])
     for _ in range(4):
-        gains.add(Arm(64), 16, 60)
+        gains.add(Arm(64), Count(1, 16, 60))
     assert gains.proven(Arm(64)), "it moved by its own width"
     assert gains.passes(Arm(64)) == 1 / 16 and gains.size(Arm(64), 256) == 60 and gains.size(Arm(64), 40) == 40
     assert gains.size(Arm(128), 256) == 128 - 32 and gains.size(Arm(128), 128) == 64
-    gains.add(Arm(32), 1, 32)
+    gains.add(Arm(32), Count(1, 1, 32))
     expected = 0.5 * 16 / 32  # on the line through the two nearest it would be less than where c is 0
     assert gains.passes(Arm(32)) == pytest.approx((1 + 6) / (1 + 6 / expected)), "the law counts for six passes"
     for _ in range(30):
-        gains.add(Arm(256), 256, 256)
+        gains.add(Arm(256), Count(1, 256, 256))
     assert gains.passes(Arm(256)) == 1 / 256
 
 
@@ -344,7 +366,7 @@ def test_two_widths_tell_both_numbers_of_the_law() -> None:
 def test_what_was_long_ago_counts_for_less() -> None:
     gains = Gains()
     for _ in range(200):
-        gains.add(Arm(8), 2, 8)
+        gains.add(Arm(8), Count(1, 2, 8))
     gains.begin_run()
     assert gains.counts[Arm(8)] == pytest.approx((64, 128, 512))
     runs = 0
@@ -366,11 +388,11 @@ def test_tables_forget_the_oldest_and_what_has_no_key() -> None:
 
 def test_another_batch_size_begins_with_the_nearest(clock: Clock) -> None:
     first, far = gains_of("key", (), 4), gains_of("key", (), 64)
-    first.add(Arm(8), 4, 8)
-    far.add(Arm(8), 1, 8)
+    first.add(Arm(8), Count(1, 4, 8))
+    far.add(Arm(8), Count(1, 1, 8))
     assert gains_of("key", (), 4) is first and gains_of("key", (1,), 4) is not first
     assert gains_of("key", (), 8).counts == first.counts and gains_of("key", (), 60).counts == far.counts
-    gains_of("key", (), 8).add(Arm(8), 1, 8)
+    gains_of("key", (), 8).add(Arm(8), Count(1, 1, 8))
     assert first.counts[Arm(8)].passes == 1, "from there on they go their own ways"
 
 
@@ -434,4 +456,4 @@ def test_a_good_width_is_not_missed_for_one_slow_first_pass(clock: Clock) -> Non
 
     system = Timed(clock, cost, 0.1, 256)
     times = [seconds(clock, system, pd.Auto(secant=False)) for _ in range(6)]
-    assert times[0] < 256 and times[-1] < 0.1 * 256
+    assert times[0] < 1.05 * 256 and times[-1] < 0.1 * 256
