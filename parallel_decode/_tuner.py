@@ -56,10 +56,8 @@ class Tuner:
         self._trial = Count()  # of this arm, what is not counted yet
         self._timer = Timer()
         self._began = self._passes = 0  # where this arm began in this run, and its passes since
-        self._behind, self._promised = (
-            0.0,
-            math.inf,
-        )  # by how much windows lost in this run, and how much the last choice promised to gain
+        self._behind = 0.0  # what windows lost in this run
+        self._promised = math.inf  # what the last choice is to gain in a layer, if it is proven: it may lose no more
         self._front = self._reach = 0  # where the passes that are timed began; where the widest window so far ended
 
     @property
@@ -73,8 +71,10 @@ class Tuner:
         with LOCK:
             if self._timer.size:
                 self._note(front)
-            fails = self._behind > self._promised
-            arm = SEQUENTIAL if fails else self._arm if self._stays(front, length) else self._best(front, length)
+            if self._behind > self._promised:
+                arm = SEQUENTIAL
+            else:
+                arm = self._arm if self._stays(front, length) else self._best(front, length)
             if arm != self._arm:
                 if not self._gains.proven(self._arm):
                     self._gains.broken_off(self._passes)
@@ -160,14 +160,9 @@ class Tuner:
             return gain > (1 - BETTER) * self._least and costs.allowance.covers(self._reserve)
         passes, cost = 1.0 if gains.settles(arm) else gains.turn, costs.of(arm.width, arm.corrected)
         new = 0.0 if costs.windows[arm.corrected].knows(arm.width) else PREPARES
-        pays = (
-            new + passes * max(0.0, cost - now) <= gain * left * gains.runs
-        )  # as many runs may follow as there have been
-        return (
-            pays
-            and gain > (1 - WORTH_A_TRIAL) * self._least
-            and costs.allowance.covers(self._reserve + new + passes * (cost - 1))
-        )
+        likely, most = new + passes * max(0.0, cost - now), new + passes * (cost - 1)  # of what it costs
+        worth = gain > (1 - WORTH_A_TRIAL) * self._least and likely <= gain * left * gains.runs  # as many may follow
+        return worth and costs.allowance.covers(self._reserve + most)
 
     def _may_begin(self, arm: Arm, front: int, length: int) -> bool:
         if self._arm.width == 1 and 2 * front > length:  # windows begin slowly: too little is left to make up for it
