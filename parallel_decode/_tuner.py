@@ -16,6 +16,7 @@ SECANT = SecantCorrection()
 SEQUENTIAL = Arm(1)
 WORTH_A_TRIAL = 0.9  # of the least time for a position: what an arm has to promise before it is tried
 BETTER = 0.93  # of the time of the present arm: what another one has to promise
+FORESEEN = 4  # times as wide as the widest window that was measured: what wider ones cost nobody knows
 HOPELESS = 2.0  # times as long as its positions take one by one: a window that does is not measured again
 PREPARES = 3.0  # sequential passes that the first pass of a size takes besides, where code and memory are touched for the first time
 RISES = 3  # passes of a trial that later windows are spared, since windows before them have been there
@@ -158,6 +159,8 @@ class Tuner:
         costs, gains = self._costs, self._gains
         if arm == self._arm:
             return gain > (1 - BETTER) * self._least and costs.allowance.covers(self._reserve)
+        if arm.width > FORESEEN * costs.windows[False].measured()[-1][0]:
+            return False
         passes, cost = 1.0 if gains.settles(arm) else gains.turn, costs.of(arm.width, arm.corrected)
         new = 0.0 if costs.windows[arm.corrected].knows(arm.width) else PREPARES
         likely, most = new + passes * max(0.0, cost - now), new + passes * (cost - 1)  # of what it costs
