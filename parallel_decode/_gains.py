@@ -8,8 +8,8 @@ from typing import NamedTuple
 from parallel_decode._costs import Arm, recall
 
 # guesses, as long as nothing is counted
-LATENCY = 6.0  # k: 3.4 to 11 on the flows of the benchmarks
-SLOWNESS = 0.02  # c: 0.01 to 0.16 there
+LATENCY = 6.0  # k: 3.4 to 12 on the flows of the benchmarks
+SLOWNESS = 0.02  # c: 0.01 to 0.2 there
 SAVED = 0.8  # of the passes, by the secant correction
 SETTLED = 1.25  # passes for a window's width: the last windows of a layer are shorter
 TURN = 10.0  # passes of a trial until its window has moved by its own width

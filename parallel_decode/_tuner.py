@@ -101,12 +101,11 @@ class Tuner:
         if self._asynchronous:  # passes are only queued
             torch.cuda.synchronize()
         arm, costs, size, seconds = self._arm, self._costs, self._timer.size, self._timer.each(self._asynchronous)
-        first = arm not in self._tried
-        self._tried.add(arm)
-        if not first:  # that one also prepares
+        if arm in self._tried:  # the first one also prepares
             hopeless = not costs.knows_windows() and costs.ready and seconds > HOPELESS * size * costs.sequential()
             for _ in range(ENOUGH if hopeless else 1):
                 costs.add(arm, size, seconds)
+        self._tried.add(arm)
         if arm.width > 1 and self._front + size >= self._reach:  # else wider windows have been there
             self._count(arm, front - self._front, size)
         self._reach = max(self._reach, self._front + size)

@@ -305,7 +305,6 @@ def test_windows_lose_no_more_in_a_layer_than_they_promised_to_gain(clock: Clock
     *_, last = (seconds(clock, system, pd.Auto(secant=False)) for _ in range(8))
     system.f = lambda x: system.guess + torch.sin(2 * before(x, 1))  # now it is hard
     hard = seconds(clock, system, pd.Auto(secant=False))
-    print(last, hard)
     assert last < 220 and 256 < hard < 1.1 * (256 + (256 - last))
     assert not next(iter(_costs.COSTS.values())).allowance.closed
 
@@ -374,6 +373,17 @@ def test_what_was_long_ago_counts_for_less() -> None:
         gains.begin_run()
         runs += 1
     assert 100 < runs < 1000, "it is tried again some day"
+
+
+def test_after_a_trial_that_was_broken_off_the_next_has_to_be_worth_more() -> None:
+    gains = Gains()
+    gains.broken_off(3)
+    assert gains.turn == _gains.TURN, "that was too short to tell"
+    gains.broken_off(20)
+    assert gains.turn == Gains(gains).turn == 40
+    for _ in range(1000):
+        gains.begin_run()
+    assert gains.turn == pytest.approx(_gains.TURN, abs=0.01), "some day it is tried again"
 
 
 def test_tables_forget_the_oldest_and_what_has_no_key() -> None:

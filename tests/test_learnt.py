@@ -153,6 +153,7 @@ def test_what_is_kept_is_what_is_known(clock: Clock, folder: Path) -> None:
     assert known["single"] == [[1, 1.0]]
     assert known["windows"][0] == [list(each) for each in costs.windows[False].measured()]
     assert {(width, corrected) for width, corrected, *_ in known["counts"]} == set(by_batch[2].counts)
+    assert known["turn"] == by_batch[2].turn != _gains.TURN
 
 
 KILLED = """
