@@ -119,16 +119,16 @@ def _forwards(model: Any, method: Callable[[], Any]) -> int:
 def trial(model: Any, ids: Tensor, length: int) -> tuple[float, float]:
     """What trying the model costs as a share of what `generate` takes for one prompt: the first time, and in a process that recalls the answer."""
     from parallel_decode.adapters.causal_lm.prompt import Prompt
-    from parallel_decode.adapters.causal_lm.trial import tried
+    from parallel_decode.adapters.causal_lm.trial import _KNOWN, Trial
 
     options = {"do_sample": False, "max_new_tokens": length, "eos_token_id": None, "pad_token_id": 0}
     shares: dict[str, list[float]] = {"off": [], "kept": []}
     with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ):
         for where in ("off", "kept") * 8:
             os.environ["PARALLEL_DECODE_CACHE"] = "off" if where == "off" else folder
-            tried.__globals__["_KNOWN"].clear()
+            _KNOWN.clear()
             began = time.perf_counter()
-            tried(model, Prompt(ids[:1], 0), {})
+            Trial(model, Prompt(ids[:1], 0), {}).result()
             middle = time.perf_counter()
             model.generate(ids[:1], attention_mask=torch.ones_like(ids[:1]), **options)
             shares[where].append((middle - began) / (time.perf_counter() - middle))

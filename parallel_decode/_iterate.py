@@ -47,7 +47,7 @@ def iterate(
         raise ValueError(
             f"the positions of {type(system).__name__} are not in order: {schedule!r} would freeze what is not final, Jacobi(freeze=False) does not"
         )
-    options = Options(schedule, schedule.begin(system, guess, tol.tol), tol, schedule.ragged and system.ragged, claim)
+    options = Options(schedule, schedule.begin(system, guess, tol.tol), tol, claim)
     run = Run(system, guess, options)
     fronts, most = run.fronts, math.inf if max_passes is None else max_passes
     while fronts.min < fronts.length and run.trace.passes < most:
@@ -64,7 +64,6 @@ class Options(NamedTuple):
     schedule: Schedule
     chooser: Chooser
     tol: Tolerance
-    ragged: bool  # whether rows may have windows of their own
     claim: Claim
 
 
@@ -130,7 +129,7 @@ class Run:
     def _next_window(self) -> Window:
         fronts, options = self.fronts, self._options
         p = options.chooser.window(fronts.min, fronts.length)
-        if p == self.window.positions and p.start == 0 and not options.ragged:
+        if p == self.window.positions and p.start == 0 and not options.schedule.ragged:
             return self.window
         from_front = isinstance(p, range) and p and p.start == fronts.min and p.step >= 1 and p[-1] < fronts.length
         if not from_front and (options.schedule.freezes or p != range(fronts.length)):
@@ -138,7 +137,8 @@ class Run:
                 f"{options.schedule!r} chose {p} with the front at {fronts.min} of {fronts.length}: a window is a range that rises from the front"
             )
         changed_from = self._changed_from
-        if fronts.uniform or not (options.ragged and options.chooser.ragged):
+        apart = options.schedule.ragged and options.chooser.ragged
+        if fronts.uniform or not (apart and self.rows.system.ragged):
             first = changed_from if isinstance(changed_from, int) else int(changed_from.min())
             self._starts = p.start
             return Window(p, min(first, p.start))

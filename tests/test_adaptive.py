@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 import parallel_decode as pd
 from parallel_decode._allowance import Allowance
 from parallel_decode.adapters.causal_lm import Adaptive, adaptive
-from parallel_decode.adapters.causal_lm.adaptive import _gain, _Tuner
+from parallel_decode.adapters.causal_lm.adaptive import TRIAL, _gain, _Tuner
 from parallel_decode.adapters.causal_lm.memory import APART, FORGET, KEPT, WIDTHS, Memory, Pace, Record, RowCosts
+from parallel_decode.adapters.causal_lm.trial import Trust
 from parallel_decode.tokens import Draft, Drafting, Last
 from tests.systems import halves, theorem
 
@@ -83,12 +84,20 @@ def test_how_many_drafts_come_true() -> None:
 
 
 class System:
-    """What the tuner asks of a system."""
+    """What the tuner asks of a system: by default its model has been tried, and nothing is wrong with it."""
 
-    apart = False
+    apart, ragged = False, True
 
-    def __init__(self, drafting: Drafting) -> None:
-        self.drafting = drafting
+    def __init__(self, drafting: Drafting, known: bool = True, result: Trust | Exception = Trust()) -> None:  # noqa: B008 - it does not change
+        self.drafting, self._result, self.asked = drafting, result, 0
+        self.trial = SimpleNamespace(recalled=lambda: result if known else None)
+
+    @property
+    def trust(self) -> Trust:
+        self.asked += 1
+        if isinstance(self._result, Exception):
+            raise self._result
+        return self._result
 
 
 def tuner(
@@ -167,6 +176,53 @@ def test_windows_that_live_on_predictions_begin_where_the_hardest_part_is_over(m
     monkeypatch.setattr(adaptive, "OPENING", 0)
     assert width(0, known=False) == 1
     assert width(13, known=False) > 4 and width(0, known=True) > 4
+
+
+def untried(kind: int, runs: int = 1, result: Trust | Exception = Trust()) -> _Tuner:  # noqa: B008 - it does not change
+    """Of a model that was never tried, with drafts of a kind."""
+    made = tuner([[1]], [kind], slope=0.7)
+    made.system = System(made.drafting, known=False, result=result)  # type: ignore[assignment]
+    made.memory.runs = runs
+    return made
+
+
+def singles(made: _Tuner) -> int:
+    """How many single tokens are read before the first window."""
+    for passes in range(100):
+        if len(made.window(passes, 100)) > 1:
+            return passes
+        made.drafting.texts[0].append(2)
+    return 100
+
+
+def test_a_model_is_tried_where_that_can_pay() -> None:
+    first, later, never = untried(1), untried(1, runs=4), untried(0)
+    assert singles(later) < singles(first) < 100 == singles(never)
+    tried = [made.system.asked for made in (first, later, never)]  # type: ignore[attr-defined]
+    assert tried == [1, 1, 0]
+    late = untried(1)
+    late.drafting.texts[0] += [2] * (100 - int(TRIAL))
+    assert len(late.window(100 - int(TRIAL), 100)) == 1, "too little is left"
+
+
+@pytest.mark.parametrize(
+    "result", [Trust(no_windows="it cannot"), NotImplementedError("it cannot"), torch.OutOfMemoryError("it cannot")]
+)
+def test_what_a_trial_finds_in_the_middle_of_a_text(result: Trust | Exception) -> None:
+    made = untried(1, runs=100, result=result)
+    with pytest.warns(UserWarning, match="it cannot: tokens are decoded one by one"):
+        assert singles(made) == 100
+    assert made.system.asked == 1  # type: ignore[attr-defined]
+
+
+def test_drafts_are_counted_where_single_tokens_are_read() -> None:
+    drafting = Drafting(Draft(lambda text, most: [7] * 4), [[1]], 100)
+    x = torch.zeros(1, 100, dtype=torch.long)
+    for position, (token, outcome) in enumerate([(7, 1), (8, 0), (7, 1)]):
+        drafting.write(x)
+        x[0, position] = token
+        drafting.accept(x, [position + 1], [position], 1)
+        assert drafting.outcomes == [(1, outcome, 1)]
 
 
 def test_outcomes_of_a_pass_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

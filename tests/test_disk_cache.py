@@ -104,7 +104,7 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 
 def tried(model: Any, padded: bool = False) -> trial.Trust:
     trial._KNOWN.clear()
-    return trial.tried(model, Prompt(torch.arange(3, 15)[None], 0), {}, padded)
+    return trial.Trial(model, Prompt(torch.arange(3, 15)[None], 0), {}, padded).result()
 
 
 def model(seed: int = 0, kind: str = "Llama", **more: Any) -> Any:

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 import parallel_decode as pd
-from parallel_decode.adapters.causal_lm import parallel_generate
+from parallel_decode.adapters.causal_lm import adaptive, parallel_generate, trial
 from parallel_decode.adapters.causal_lm.cache import NAME, ROOM, FixedLayer, Slots
 from parallel_decode.tokens import Gumbel
 from tests.test_causal_lm import HOW, MODELS, PAD, SMALL, Stream, V, both, make, prompts
@@ -562,6 +562,36 @@ def test_hooks_that_know_the_rows(name: str) -> None:
     vectors = torch.randn(3, 1, 32, generator=torch.Generator().manual_seed(3))
     model.model.layers[0].mlp.register_forward_pre_hook(lambda module, given: (given[0] + vectors[: len(given[0])],))
     same(model, 3, eos_token_id=list(range(3, 9)))
+
+
+class Remembers(hf.LlamaForCausalLM):
+    """What it gives depends on the prompt's length, which it keeps for the tokens after it, as models of images and text keep offsets of positions."""
+
+    def forward(self, input_ids: Any = None, **more: Any) -> Any:  # type: ignore[override]
+        cache = more.get(NAME)
+        if cache is None or cache.get_seq_length() == 0:
+            self.model.offset = torch.full((len(input_ids), 1, 1), 0.1 * input_ids.shape[1])
+        output = super().forward(input_ids=input_ids, **more)
+        output.logits = output.logits + self.model.offset * torch.arange(V).cos()
+        return output
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_trial_in_the_middle_of_a_text_leaves_no_trace(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adaptive, "TRIAL", 0.0)
+    monkeypatch.setattr(adaptive, "_MEMORIES", {})
+    tries = []
+    original = trial._try
+    monkeypatch.setattr(trial, "_try", lambda *args: tries.append(args) or original(*args))
+    model = Remembers(make("Llama").config).eval()
+    options = {**prompts(batch), "do_sample": False, "max_new_tokens": 60, "pad_token_id": PAD}
+    texts = [[token for token in text if token != PAD] for text in model.generate(**options).tolist()]
+
+    def right(text: list[int], most: int) -> list[int]:
+        return next((whole[len(text) : len(text) + most] for whole in texts if whole[: len(text)] == text), [])
+
+    expected, found = both(model, options, guess=right)
+    assert torch.equal(expected, found) and len(tries) == 1
 
 
 def test_a_forward_replaced_after_the_trial() -> None:

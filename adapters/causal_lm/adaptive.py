@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Hashable
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ URGENCY = 4  # how much more a row counts that has more left to do: the batch is
 MARGIN = 1.1  # what a window has to promise over a single token: what is expected of drafts is uncertain
 OPENING = 4  # passes of a run that read single tokens, where windows live on predictions: they gain nothing yet, and this tells what single ones cost now
 KEEPS = 0.9  # of the best rate, down to which a width is kept
+TRIAL = 6.0  # passes of single tokens that a trial of the model takes
+NOTHING = 4  # passes of a run for which windows save nothing as far as one supposes, before one asks whether the trial can pay
 
 
 @dataclass(frozen=True, repr=False)
@@ -28,8 +31,10 @@ class Adaptive(Schedule):
     """For each pass the width that promises the most tokens per second, 1 where no draft is worth reading.
 
     What a pass costs by its width is measured as it runs, and how often drafts of each kind come true is counted (the first token, and each further one
-    given those before it); both are remembered, and kept for other processes as by `Auto`. Windows that turn out to lose are given up: what may be lost is two
-    passes, and half a percent of all (where windows live on the predictions of earlier passes, as of image tokens, 16 passes and 2%).
+    given those before it, also where single tokens are read); both are remembered, and kept for other processes as by `Auto`. Windows that turn out to lose are
+    given up: what may be lost is two passes, and half a percent of all (where windows live on the predictions of earlier passes, as of image tokens, 16 passes
+    and 2%). A model that was never tried is tried once windows promise to save what the trial takes (in this run, later in as many more as there have been);
+    one that fails it is read token by token, with a warning.
 
     Attributes:
         most: the widest window.
@@ -66,7 +71,7 @@ class Adaptive(Schedule):
             memory.runs += 1
             for record in memory.records.values():
                 record.fade(16)  # another text may be another matter
-            return _Tuner(system, costs, memory, most, self.per_row and system.ragged, name)
+            return _Tuner(system, costs, memory, most, self.per_row, name)
 
 
 def _allowance(system: CausalLM) -> Allowance:
@@ -103,7 +108,9 @@ class _Tuner:
         per_row: bool = False,
         name: str | None = None,
     ) -> None:
-        self.drafting, self.costs, self.memory, self.most, self.per_row = system.drafting, costs, memory, most, per_row
+        self.system, self.drafting, self.costs, self.memory = system, system.drafting, costs, memory
+        self.most, self.per_row = most, per_row
+        self.trusted, self.missed = False, 0.0  # what windows would have saved in this run, had the model been tried
         self.name = name
         self.ragged = self.apart = False
         self.read = self.passes = 0
@@ -129,7 +136,8 @@ class _Tuner:
                     self.memory.pace.add(self.read, self.before - distance)
             self.rows, self.before = self._rows(), distance
             self.passes += 1
-            if self.drafting.outcomes or not self.passes % 16:  # something may have changed
+            came = any(outcome.accepted for outcome in self.drafting.outcomes)
+            if came or self.read > 1 or not self.passes % 16:  # something may have changed
                 self.dull.clear()
             self.read = min(self._best(left, distance), length - front)
         self.began = time.perf_counter()
@@ -138,14 +146,15 @@ class _Tuner:
     def after_pass(self, system: TriangularSystem) -> None:
         """Count what came true of the drafts."""
         assert isinstance(system, CausalLM)
-        self.drafting, self.apart = system.drafting, system.apart
+        self.system, self.drafting, self.apart = system, system.drafting, system.apart
         with LOCK:
             for kind, accepted, read in self.drafting.outcomes:
                 self.memory.record(kind).add(accepted, read)
 
     def finish(self, front: int, length: int) -> None:
         """Settle the last pass, and keep what is known."""
-        gained = 1 + min((outcome.accepted for outcome in self.drafting.outcomes), default=0)
+        accepted = [outcome.accepted for outcome in self.drafting.outcomes if self.read > 1]
+        gained = 1 + min(accepted, default=0)
         with LOCK:
             if self.passes > 1:
                 self._settle(min(gained, self.before))
@@ -197,9 +206,35 @@ class _Tuner:
         if rates[best] <= margin * rates[1]:
             self.dull.add(kinds)
             return 1
+        if not self.trusted:
+            if self._trust(1 - rates[1] / rates[best], distance):
+                return self._best(left, distance)
+            return 1
         self.ragged = self.per_row
         keeps = self.drafting.fresh and rates.get(self.read, 0.0) > KEEPS * rates[best]
         return self.read if keeps else best
+
+    def _trust(self, saved: float, distance: float) -> bool:
+        """Whether the model may be read in windows; one that was never tried is tried where that pays.
+
+        Args:
+            saved: what a window would save of this pass.
+            distance: passes to the end.
+        """
+        system = self.system
+        self.missed += saved
+        likely = distance * self.missed / (self.passes + NOTHING) * self.memory.runs
+        if likely < TRIAL and system.trial.recalled() is None:
+            return False
+        try:
+            why = system.trust.no_windows
+        except (NotImplementedError, torch.OutOfMemoryError) as error:
+            why = str(error)
+        if why:
+            warnings.warn(f"{why}: tokens are decoded one by one", stacklevel=2)
+            self.most = 1
+        self.trusted, self.per_row = True, self.per_row and system.ragged
+        return not why
 
     def _terms(self, left: dict[int, int], distance: float) -> list[tuple[float, float, float]]:
         """What windows gain: weights, and the chances of the first draft and of each further one."""

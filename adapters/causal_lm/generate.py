@@ -49,8 +49,8 @@ def parallel_generate(
     """Decode in windows of guesses: `model.generate(**inputs, custom_generate=parallel_generate, ...)`.
 
     Greedy text is `generate`'s, token for token, and so is a sample for the same seed. (In bfloat16 two kernels may break a near tie of two tokens
-    differently, here as in every method that reads several tokens at once.) A model is tried first, by four short forwards over the beginning of the prompt: one
-    that cannot be read in windows is decoded one token at a time, with a warning, or refused. What is gained depends on how
+    differently, here as in every method that reads several tokens at once.) A model is tried before its first window, by four short forwards over the beginning of the
+    prompt: one that cannot be read in windows is decoded one token at a time, with a warning, or refused. What is gained depends on how
     much of the text can be guessed: on code, or on answers that repeat their prompt, 2 to 6 tokens a forward; on ordinary
     prose next to nothing, and then `schedule="auto"` decodes one token at a time, as `generate` does. Plain Jacobi decoding
     (`guess="last"`) gains on models that were trained for it alone.
@@ -194,6 +194,8 @@ def _one_by_one(system: Generation, schedule: Schedule | Selective) -> str:
     bounded = system.reach < system.length and (
         system.reach < 2 or not isinstance(schedule, Schedule) or not schedule.freezes
     )
+    if isinstance(schedule, Adaptive) and not bounded:  # it asks when it wants a window
+        return ""
     return system.trust.no_windows or (system.trust.no_rows if bounded else "")
 
 

@@ -21,7 +21,7 @@ from parallel_decode.adapters.causal_lm.cache import Slots
 from parallel_decode.adapters.causal_lm.guidance import Guidance
 from parallel_decode.adapters.causal_lm.prompt import Prompt
 from parallel_decode.adapters.causal_lm.reader import Reader
-from parallel_decode.adapters.causal_lm.trial import Trust, hooked, settings, tried
+from parallel_decode.adapters.causal_lm.trial import Trial, Trust, hooked, settings
 from parallel_decode.system import TriangularSystem
 from parallel_decode.tokens.choices import Choice, Greedy
 from parallel_decode.tokens.drafting import Drafting
@@ -52,7 +52,8 @@ class CausalLM(TriangularSystem):
         scores, logits: of the last pass, shape (B, W, V).
         reader: the model, its cache, and how many forwards there were.
         drafting: the texts, and the drafts beyond them.
-        trust: what the model cannot do, and why.
+        trust: what the model cannot do, and why: a trial tells, which is made now if there was none.
+        trial: that one.
 
     Raises:
         NotImplementedError: the model or its cache cannot be read in windows.
@@ -134,8 +135,12 @@ class CausalLM(TriangularSystem):
         return self.reader.slots
 
     @cached_property
+    def trial(self) -> Trial:
+        return Trial(self.model, self.prompt, self.extra, self.layout.padded)
+
+    @cached_property
     def trust(self) -> Trust:
-        found = tried(self.model, self.prompt, self.extra, self.layout.padded)
+        found = self.trial.result()
         return found._replace(no_rows=found.no_rows or self.limits.no_rows, until=self.limits.until)
 
     @property
@@ -157,7 +162,7 @@ class CausalLM(TriangularSystem):
     def ragged(self) -> bool:  # type: ignore[override]
         return not (self.slots.aligned or self.processors.lockstep or self.trust.no_windows or self.trust.no_rows)
 
-    @property
+    @cached_property
     def cost_key(self) -> Any:  # type: ignore[override]
         config = self.model.config
         return (type(self.model), config.to_json_string(), str(self.prompt.ids.device), self.model.dtype, self.copies)

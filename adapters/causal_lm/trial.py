@@ -1,7 +1,7 @@
 """A model is tried before it is trusted: whether windows over its cache give the scores of one token at a time.
 
-The trial is four forwards over a few tokens of the user's own prompt, once for a model on a machine: other processes recall what it said. What a short
-prompt cannot show is read off the configuration.
+The trial is four forwards over a few tokens of the user's own prompt, once for a model on a machine: other processes recall what it said. It may come in the
+middle of a text. What a short prompt cannot show is read off the configuration.
 """
 
 import hashlib
@@ -9,7 +9,8 @@ import inspect
 import re
 import weakref
 from collections.abc import Iterator
-from functools import cache, partial
+from contextlib import contextmanager
+from functools import cache, cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,8 +98,8 @@ def hooked(model: Any) -> bool:
 _KNOWN: "weakref.WeakKeyDictionary[Any, dict[Any, Trust]]" = weakref.WeakKeyDictionary()
 
 
-def tried(model: Any, prompt: Prompt, extra: dict[str, Any], padded: bool | None = None) -> Trust:
-    """What a trial says, or said of the same model before.
+class Trial:
+    """A trial of a model, made or to be made.
 
     Args:
         model: of transformers.
@@ -106,29 +107,61 @@ def tried(model: Any, prompt: Prompt, extra: dict[str, Any], padded: bool | None
         extra: further arguments of every forward.
         padded: whether there is padding, as in the prompt if None: without it models take other ways (no mask, another attention).
     """
-    padded = prompt.padded if padded is None else padded
-    batch = len(prompt.ids) if hooked(model) else 0
-    modules = tuple(
-        (type(m), tuple(m._forward_pre_hooks), tuple(m._forward_hooks), id(vars(m).get("forward")))
-        for m in model.modules()
-    )
-    prepare = model.prepare_inputs_for_generation  # PEFT puts its own in place
-    prepare = getattr(prepare, "__module__", ""), getattr(prepare, "__qualname__", repr(type(prepare)))
-    precision = _computes_in(model), torch.get_float32_matmul_precision()
-    how = _settings(model.config), model.training, *precision, model.device, repr(sorted(extra.items()))
-    key = modules, prepare, how, batch, padded
-    known = _KNOWN.setdefault(model, {})
-    if key not in known:
-        name = _name(model, (prepare, how, padded))
-        found = None if name is None else _recalled(name)
+
+    def __init__(self, model: Any, prompt: Prompt, extra: dict[str, Any], padded: bool | None = None) -> None:
+        self.model, self.prompt, self.extra = model, prompt, extra
+        self.padded = prompt.padded if padded is None else padded
+        self.batch = len(prompt.ids) if hooked(model) else 0
+        modules = tuple(
+            (type(m), tuple(m._forward_pre_hooks), tuple(m._forward_hooks), id(vars(m).get("forward")))
+            for m in model.modules()
+        )
+        prepare = model.prepare_inputs_for_generation  # PEFT puts its own in place
+        prepare = getattr(prepare, "__module__", ""), getattr(prepare, "__qualname__", repr(type(prepare)))
+        precision = _computes_in(model), torch.get_float32_matmul_precision()
+        how = _settings(model.config), model.training, *precision, model.device, repr(sorted(extra.items()))
+        self._key, self._how = (modules, prepare, how, self.batch, self.padded), (prepare, how, self.padded)
+
+    @cached_property
+    def _name(self) -> str | None:
+        return _name(self.model, self._how)
+
+    def recalled(self) -> Trust | None:
+        """What a trial of the same model said before, in this process or another; None if there was none."""
+        known = _KNOWN.setdefault(self.model, {})
+        if self._key not in known and self._name is not None and (found := _recalled(self._name)) is not None:
+            known[self._key] = found
+        return known.get(self._key)
+
+    def result(self) -> Trust:
+        """What it says, or said before.
+
+        Raises:
+            NotImplementedError: the model could not read a window.
+        """
+        found = self.recalled()
         if found is None:
-            devices = [model.device] if model.device.type == "cuda" else []
-            with torch.random.fork_rng(devices=devices, enabled=model.training):  # dropout draws
-                found = _try(model, prompt, extra, batch, padded)
-            if name is not None and not found.no_windows:  # that may come of broken weights
-                _disk_cache.remember(KIND, name, found)
-        known[key] = found
-    return known[key]
+            devices = [self.model.device] if self.model.device.type == "cuda" else []
+            with torch.random.fork_rng(devices=devices, enabled=self.model.training), _unchanged(self.model):
+                found = _try(self.model, self.prompt, self.extra, self.batch, self.padded)  # dropout draws
+            if self._name is not None and not found.no_windows:  # that may come of broken weights
+                _disk_cache.remember(KIND, self._name, found)
+            _KNOWN[self.model][self._key] = found
+        return found
+
+
+@contextmanager
+def _unchanged(model: Any) -> Iterator[None]:
+    """Put back what forwards set: some models keep something of the prompt for the tokens after it."""
+    parts = [part for module in model.modules() for part in (vars(module), module._buffers)]
+    before = [dict(part) for part in parts]
+    try:
+        yield
+    finally:
+        for part, old in zip(parts, before, strict=True):
+            if part.keys() != old.keys() or any(part[name] is not value for name, value in old.items()):
+                part.clear()
+                part.update(old)
 
 
 def _settings(config: Any) -> str:

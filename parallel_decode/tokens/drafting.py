@@ -16,7 +16,7 @@ MOST = 64  # tokens that are drafted
 
 
 class Outcome(NamedTuple):
-    """Of a draft: its kind, how many of its tokens were accepted, of how many that the pass read."""
+    """Of a draft: its kind, how many of its tokens came true, of how many that the pass read; of the first, where it read a single position."""
 
     kind: int
     accepted: int
@@ -58,6 +58,7 @@ class Drafting:
         self._numbers = list(range(len(prompts)))  # of the rows, as they were at first
         self._prompts = [len(text) for text in prompts]
         self._drafted = [0] * len(prompts)  # tokens of the drafts in place
+        self._first = [-1] * len(prompts)  # the first of them
         self._reached = [0] * len(prompts)  # positions from here on no window has held yet
         guess.begin(prompts)
 
@@ -91,6 +92,8 @@ class Drafting:
             read = min(read, self._drafted[row]) if self._drafted[row] else read
             if old and read > 0:
                 self.outcomes.append(Outcome(self.kinds[row] or 0, min(fronts[row] - old - 1, read), read))
+            elif read == 0 and self._drafted[row] and fronts[row] > old:
+                self.outcomes.append(Outcome(self.kinds[row] or 0, int(self.texts[row][-1] == self._first[row]), 1))
         return {row: fronts[row] - old for row, old in olds.items()}
 
     def cut(self, row: int, length: int) -> None:
@@ -121,6 +124,7 @@ class Drafting:
             self.kinds[row], self._drafted[row] = (0, 0) if ahead else (kind, len(found))
             if not found:
                 continue
+            self._first[row] = found[0]
             if min(found) < 0 or (self.vocabulary is not None and max(found) >= self.vocabulary):
                 raise ValueError(
                     f"the guess drafted tokens from {min(found)} to {max(found)}, expected 0 to {self.vocabulary or '...'} - 1"
@@ -134,6 +138,6 @@ class Drafting:
     def select(self, rows: list[int]) -> "Drafting":
         """The same for some rows."""
         subset = copy.copy(self)
-        for name in ("texts", "kinds", "_numbers", "_prompts", "_drafted", "_reached"):
+        for name in ("texts", "kinds", "_numbers", "_prompts", "_drafted", "_first", "_reached"):
             setattr(subset, name, [getattr(self, name)[row] for row in rows])
         return subset
