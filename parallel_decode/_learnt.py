@@ -37,22 +37,23 @@ def save(name: str, costs: Costs, gains: Gains) -> None:
     _disk_cache.remember(KIND, name, known)
 
 
-def load(name: str, costs: Costs, gains: Gains) -> None:
-    """Take over what another process knew; what is not as `save` wrote it is as if it was not there."""
+def load(name: str, costs: Costs, gains: Gains) -> bool:
+    """Take over what another process knew, if anything; what is not as `save` wrote it is as if it was not there."""
     known = _disk_cache.recall(KIND, name)
     try:
         single = table(known["single"])
         windows = [table(known["windows"][corrected]) for corrected in (False, True)]
         if not math.isfinite(left := float(known["left"])):
-            return
+            return False
         turn = numbers([known["turn"]])[0]
         counts = {Arm(int(width), bool(corrected)): Count(*numbers(c)) for width, corrected, *c in known["counts"]}
     except (KeyError, IndexError, TypeError, ValueError, OverflowError):
-        return
+        return False
     gains.turn = turn
     gains.counts.update((arm, count) for arm, count in counts.items() if 1 < arm.width < 2**31)
     if single and not costs.ready:
         costs.restore(single, windows, left)
+    return True
 
 
 def table(rows: Any) -> list[tuple[int, float]]:

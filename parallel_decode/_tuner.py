@@ -35,6 +35,7 @@ class Tuner:
         arms: to choose from, the first of them sequential.
         asynchronous: whether passes are only queued, as on a GPU.
         name: under which to keep what is known at the end, for other processes.
+        recalled: whether that is what another process knew, and need not be kept again unless this run tries something.
     """
 
     ragged = True  # if its schedule is
@@ -47,9 +48,10 @@ class Tuner:
         arms: list[Arm],
         asynchronous: bool,
         name: str | None = None,
+        recalled: bool = False,
     ) -> None:
         self._given, self._costs, self._gains, self._arms = correction, costs, gains, arms
-        self._asynchronous, self._name = asynchronous, name
+        self._asynchronous, self._name, self._recalled = asynchronous, name, recalled
         self._known = {arm for arm in arms if gains.proven(arm)}  # from earlier runs
         self._reserve = 0.6 * costs.allowance.left if costs.runs == 1 else 0.0  # the first layer may be the hardest
         self._arm, self._least = SEQUENTIAL, 1.0  # the time for a position by the best arm that is proven
@@ -93,7 +95,7 @@ class Tuner:
         with LOCK:
             if self._timer.size and not self._timer.left:
                 self._note(front)
-            if self._name is not None:
+            if self._name is not None and not (self._recalled and self._tried <= self._known):
                 save(self._name, self._costs, self._gains)
 
     def _note(self, front: int) -> None:

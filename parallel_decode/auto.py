@@ -86,8 +86,7 @@ class Auto(Schedule):
             gains = gains_of(system.gain_key, options, batch)
             now_and_then = gains.runs & (gains.runs + 1) == 0  # the first run, the second, the fourth, the eighth
             name = name_of(system, (repr(self), tol, length, batch)) if now_and_then else None
-            if name is not None and gains.runs == 0:
-                load(name, costs, gains)
+            recalled = name is not None and gains.runs == 0 and load(name, costs, gains)
             gains.begin_run()
             costs.begin_run()
-        return Tuner(self.correction, costs, gains, arms, x.is_cuda, name)
+        return Tuner(self.correction, costs, gains, arms, x.is_cuda, name, recalled)
