@@ -90,7 +90,7 @@ class System:
 
     def __init__(self, drafting: Drafting, known: bool = True, result: Trust | Exception = Trust()) -> None:  # noqa: B008 - it does not change
         self.drafting, self._result, self.asked = drafting, result, 0
-        self.trial = SimpleNamespace(recalled=lambda: result if known else None)
+        self.trial = SimpleNamespace(recalled=result if known else None)
 
     @property
     def trust(self) -> Trust:

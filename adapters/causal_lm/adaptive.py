@@ -32,7 +32,7 @@ class Adaptive(Schedule):
 
     What a pass costs by its width is measured as it runs, and how often drafts of each kind come true is counted (the first token, and each further one
     given those before it, also where single tokens are read); both are remembered, and kept for other processes as by `Auto`. Windows that turn out to lose are
-    given up: what may be lost is two passes, and half a percent of all (where windows live on the predictions of earlier passes, as of image tokens, 16 passes
+    given up: what may be lost is two passes (of short texts one for 64 tokens), and half a percent of all (where windows live on the predictions of earlier passes, as of image tokens, 16 passes
     and 2%). A model that was never tried is tried once windows promise to save what the trial takes (in this run, later in as many more as there have been);
     one that fails it is read token by token, with a warning.
 
@@ -77,7 +77,7 @@ class Adaptive(Schedule):
 def _allowance(system: CausalLM) -> Allowance:
     """Windows that live on the predictions of the passes before gain little for some passes, and may cost that; of drafts each one tells at once."""
     if not system.drafting.fresh:
-        return Allowance()
+        return Allowance(free=min(2.0, system.length / 64))
     return Allowance(free=min(16.0, system.length / 16), share=0.02, most=min(64.0, system.length / 4))
 
 
@@ -110,7 +110,10 @@ class _Tuner:
     ) -> None:
         self.system, self.drafting, self.costs, self.memory = system, system.drafting, costs, memory
         self.most, self.per_row = most, per_row
-        self.trusted, self.missed = False, 0.0  # what windows would have saved in this run, had the model been tried
+        self.trusted = False  # whether the model may be read in windows, or `most` is 1
+        self.saves = self.missed = (
+            0.0  # what the chosen window saves of a pass; what windows would have, had the model been tried
+        )
         self.name = name
         self.ragged = self.apart = False
         self.read = self.passes = 0
@@ -139,7 +142,10 @@ class _Tuner:
             came = any(outcome.accepted for outcome in self.drafting.outcomes)
             if came or self.read > 1 or not self.passes % 16:  # something may have changed
                 self.dull.clear()
-            self.read = min(self._best(left, distance), length - front)
+            width = self._best(left, distance)
+        if width > 1 and not (self.trusted or self._trust(distance)):
+            width = 1
+        self.read = min(width, length - front)
         self.began = time.perf_counter()
         return range(front, front + self.read)
 
@@ -206,25 +212,16 @@ class _Tuner:
         if rates[best] <= margin * rates[1]:
             self.dull.add(kinds)
             return 1
-        if not self.trusted:
-            if self._trust(1 - rates[1] / rates[best], distance):
-                return self._best(left, distance)
-            return 1
-        self.ragged = self.per_row
+        self.ragged, self.saves = self.per_row, 1 - rates[1] / rates[best]
         keeps = self.drafting.fresh and rates.get(self.read, 0.0) > KEEPS * rates[best]
         return self.read if keeps else best
 
-    def _trust(self, saved: float, distance: float) -> bool:
-        """Whether the model may be read in windows; one that was never tried is tried where that pays.
-
-        Args:
-            saved: what a window would save of this pass.
-            distance: passes to the end.
-        """
+    def _trust(self, distance: float) -> bool:
+        """Whether the model may be read in windows; one that was never tried is tried where that pays, with so many passes to go."""
         system = self.system
-        self.missed += saved
+        self.missed += self.saves
         likely = distance * self.missed / (self.passes + NOTHING) * self.memory.runs
-        if likely < TRIAL and system.trial.recalled() is None:
+        if likely < TRIAL and system.trial.recalled is None:
             return False
         try:
             why = system.trust.no_windows
@@ -234,6 +231,7 @@ class _Tuner:
             warnings.warn(f"{why}: tokens are decoded one by one", stacklevel=2)
             self.most = 1
         self.trusted, self.per_row = True, self.per_row and system.ragged
+        self.ragged = self.ragged and self.per_row
         return not why
 
     def _terms(self, left: dict[int, int], distance: float) -> list[tuple[float, float, float]]:

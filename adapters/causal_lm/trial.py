@@ -95,7 +95,7 @@ def hooked(model: Any) -> bool:
     return any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
 
 
-_KNOWN: "weakref.WeakKeyDictionary[Any, dict[Any, Trust]]" = weakref.WeakKeyDictionary()
+_KNOWN: "weakref.WeakKeyDictionary[Any, dict[Any, Trust | None]]" = weakref.WeakKeyDictionary()  # None: nobody tried
 
 
 class Trial:
@@ -126,12 +126,13 @@ class Trial:
     def _name(self) -> str | None:
         return _name(self.model, self._how)
 
+    @cached_property
     def recalled(self) -> Trust | None:
         """What a trial of the same model said before, in this process or another; None if there was none."""
         known = _KNOWN.setdefault(self.model, {})
-        if self._key not in known and self._name is not None and (found := _recalled(self._name)) is not None:
-            known[self._key] = found
-        return known.get(self._key)
+        if self._key not in known:
+            known[self._key] = None if self._name is None else _recalled(self._name)
+        return known[self._key]
 
     def result(self) -> Trust:
         """What it says, or said before.
@@ -139,7 +140,7 @@ class Trial:
         Raises:
             NotImplementedError: the model could not read a window.
         """
-        found = self.recalled()
+        found = self.recalled
         if found is None:
             devices = [self.model.device] if self.model.device.type == "cuda" else []
             with torch.random.fork_rng(devices=devices, enabled=self.model.training), _unchanged(self.model):
