@@ -16,7 +16,6 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from parallel_decode._claims import claim_of
-from parallel_decode._fingerprint import fingerprint
 from parallel_decode.adapters.causal_lm.cache import Slots
 from parallel_decode.adapters.causal_lm.guidance import Guidance
 from parallel_decode.adapters.causal_lm.prompt import Prompt
@@ -164,14 +163,14 @@ class CausalLM(TriangularSystem):
 
     @cached_property
     def cost_key(self) -> Any:  # type: ignore[override]
-        config = self.model.config
-        return (type(self.model), config.to_json_string(), str(self.prompt.ids.device), self.model.dtype, self.copies)
+        device = str(self.prompt.ids.device)
+        return type(self.model), self.trial.settings, device, self.model.dtype, self.copies
 
     @property
     def identity(self) -> dict[str, str | int | float]:  # type: ignore[override]
         kind, config, device, dtype, copies = self.cost_key
         place = torch.cuda.get_device_name(self.prompt.ids.device) if self.prompt.ids.is_cuda else device
-        model = f"{kind.__module__}.{kind.__qualname__} {fingerprint(self.model)}"
+        model = f"{kind.__module__}.{kind.__qualname__} {self.trial.fingerprint}"
         return {"model": model, "settings": config, "device": place, "dtype": str(dtype), "copies": copies}
 
     def initial(self) -> Tensor:

@@ -106,6 +106,9 @@ class Trial:
         prompt: whose tokens are used.
         extra: further arguments of every forward.
         padded: whether there is padding, as in the prompt if None: without it models take other ways (no mask, another attention).
+
+    Attributes:
+        settings: of the model.
     """
 
     def __init__(self, model: Any, prompt: Prompt, extra: dict[str, Any], padded: bool | None = None) -> None:
@@ -119,12 +122,18 @@ class Trial:
         prepare = model.prepare_inputs_for_generation  # PEFT puts its own in place
         prepare = getattr(prepare, "__module__", ""), getattr(prepare, "__qualname__", repr(type(prepare)))
         precision = _computes_in(model), torch.get_float32_matmul_precision()
-        how = _settings(model.config), model.training, *precision, model.device, repr(sorted(extra.items()))
+        self.settings = described(model.config)
+        how = self.settings, model.training, *precision, model.device, repr(sorted(extra.items()))
         self._key, self._how = (modules, prepare, how, self.batch, self.padded), (prepare, how, self.padded)
 
     @cached_property
+    def fingerprint(self) -> str:
+        """Of the weights."""
+        return fingerprint(self.model)
+
+    @cached_property
     def _name(self) -> str | None:
-        return _name(self.model, self._how)
+        return _name(self.model, self.fingerprint, self._how) if _plain(self.model) else None
 
     @cached_property
     def recalled(self) -> Trust | None:
@@ -165,27 +174,31 @@ def _unchanged(model: Any) -> Iterator[None]:
                 part.update(old)
 
 
-def _settings(config: Any) -> str:
+def described(config: Any) -> str:
     """All settings, those of the attention's kernels among them, which are no part of the JSON."""
     parts = [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", {}))]
     return f"{config.to_json_string()} {[getattr(part, '_attn_implementation', None) for part in parts]}"
 
 
-def _name(model: Any, how: Any) -> str | None:
-    """What another process knows this model by; None where it could be another there: hooks, modules and forwards that are neither torch's nor
-    transformers', weights that are no plain tensors."""
-    kinds = {type(module) for module in model.modules()}
+def _plain(model: Any) -> bool:
+    """Whether it is the same model in another process that knows its settings and weights: no hooks, modules and forwards of torch and transformers, weights
+    that are plain tensors."""
     for module in model.modules():
         if module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module):
-            return None
-    for kind in kinds:
+            return False
+    for kind in {type(module) for module in model.modules()}:
         if not f"{kind.__module__}.".startswith(OWN) or not hasattr(inspect.unwrap(kind.forward), "__code__"):
-            return None
-    if any(type(weight) not in (torch.nn.Parameter, Tensor) for weight in model.state_dict(keep_vars=True).values()):
-        return None
+            return False
+    weights = model.state_dict(keep_vars=True).values()
+    return all(type(weight) in (torch.nn.Parameter, Tensor) for weight in weights)
+
+
+def _name(model: Any, weights: str, how: Any) -> str:
+    """What another process knows this model by."""
+    kinds = {type(module) for module in model.modules()}
     forwards = sorted((kind.__qualname__, inspect.unwrap(kind.forward).__code__.co_code) for kind in kinds)
     where = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else ""
-    return repr((torch.__version__, transformers.__version__, _source(), where, forwards, fingerprint(model), how))
+    return repr((torch.__version__, transformers.__version__, _source(), where, forwards, weights, how))
 
 
 @cache
