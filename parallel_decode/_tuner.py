@@ -35,7 +35,7 @@ class Tuner:
         arms: to choose from, the first of them sequential.
         asynchronous: whether passes are only queued, as on a GPU.
         name: under which to keep what is known at the end, for other processes.
-        recalled: whether that is what another process knew, and need not be kept again unless this run tries something.
+        recalled: whether that is what another process knew, and need not be kept again unless this run tries something, or loses by it.
     """
 
     ragged = True  # if its schedule is
@@ -95,7 +95,7 @@ class Tuner:
         with LOCK:
             if self._timer.size and not self._timer.left:
                 self._note(front)
-            if self._name is not None and not (self._recalled and self._tried <= self._known):
+            if self._name is not None and not (self._recalled and self._tried <= self._known and self._behind <= 0):
                 save(self._name, self._costs, self._gains)
 
     def _note(self, front: int) -> None:

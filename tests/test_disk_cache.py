@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from parallel_decode import _disk_cache
+from parallel_decode._fingerprint import fingerprint
 from parallel_decode.adapters.causal_lm import trial
 from parallel_decode.adapters.causal_lm.prompt import Prompt
 
@@ -112,6 +113,18 @@ def model(seed: int = 0, kind: str = "Llama", **more: Any) -> Any:
     small = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     config = getattr(transformers, f"{kind}Config")(**small, num_attention_heads=4, **more)
     return getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize:UserWarning", "ignore:torch.ao.quantization:DeprecationWarning")
+def test_any_model_has_a_fingerprint() -> None:
+    """Also of weights that are no tensors, or elsewhere, and not the same for other weights."""
+    quantize: Any = torch.ao.quantization.quantize_dynamic
+    offloaded, sparse = model(), torch.nn.Embedding(3, 4)
+    offloaded.model.layers[0].mlp.to("meta")
+    sparse.weight = torch.nn.Parameter(sparse.weight.detach().to_sparse())
+    models = [model(), model(1), model().to(torch.bfloat16), offloaded, sparse, quantize(model(), {torch.nn.Linear})]
+    assert len({fingerprint(each) for each in models}) == len(models)
+    assert fingerprint(model()) == fingerprint(model())
 
 
 def test_another_process_recalls_a_trial(forwards: list[Any]) -> None:

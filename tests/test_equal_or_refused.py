@@ -4,6 +4,7 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -22,7 +23,7 @@ from transformers import (
 )
 
 import parallel_decode as pd
-from parallel_decode.adapters.causal_lm import adaptive, parallel_generate, trial
+from parallel_decode.adapters.causal_lm import CausalLM, adaptive, parallel_generate, trial
 from parallel_decode.adapters.causal_lm.cache import NAME, ROOM, FixedLayer, Slots
 from parallel_decode.tokens import Gumbel
 from tests.test_causal_lm import HOW, MODELS, PAD, SMALL, Stream, V, both, make, prompts
@@ -566,24 +567,37 @@ def test_hooks_that_know_the_rows(name: str) -> None:
 
 
 class Remembers(hf.LlamaForCausalLM):  # type: ignore[misc]
-    """What it gives depends on the prompt's length, which it keeps for the tokens after it, as models of images and text keep offsets of positions."""
+    """What it gives depends on how many prompts there are, which it keeps for the tokens after them, as models of images and text keep offsets of positions."""
+
+    in_place = False
+    offset = torch.zeros(1)
 
     def forward(self, input_ids: Any = None, **more: Any) -> Any:
         cache = more.get(NAME)
         if cache is None or cache.get_seq_length() == 0:
-            self.model.offset = torch.full((len(input_ids), 1, 1), 0.1 * input_ids.shape[1])
+            if self.in_place:
+                self.offset.fill_(0.1 * len(input_ids))
+            else:
+                self.offset = torch.full((1, 1, 1), 0.1 * len(input_ids))
         output = super().forward(input_ids=input_ids, **more)
-        output.logits = output.logits + self.model.offset * torch.arange(V).cos()
+        output.logits = output.logits + self.offset * torch.arange(V).cos()
         return output
 
 
+@pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_trial_in_the_middle_of_a_text_leaves_no_trace(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_in_the_middle_of_a_text_leaves_no_trace(
+    batch: int, in_place: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It puts back what forwards set; models that may hide what they keep are tried before the first token."""
     monkeypatch.setattr(adaptive, "TRIAL", 0.0)
+    if not in_place:
+        monkeypatch.setattr(trial, "OWN", (*trial.OWN, "tests."))
     monkeypatch.setattr(adaptive, "_MEMORIES", {})
     tries = MagicMock(side_effect=trial._try)
     monkeypatch.setattr(trial, "_try", tries)
     model = Remembers(make("Llama").config).eval()
+    model.in_place = in_place
     options = {**prompts(batch), "do_sample": False, "max_new_tokens": 60, "pad_token_id": PAD}
     texts = [[token for token in text if token != PAD] for text in model.generate(**options).tolist()]
 
@@ -592,6 +606,36 @@ def test_a_trial_in_the_middle_of_a_text_leaves_no_trace(batch: int, monkeypatch
 
     expected, found = both(model, options, guess=right)
     assert torch.equal(expected, found) and tries.call_count == 1
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(""), NotImplementedError("it cannot")])
+def test_a_trial_that_fails_in_the_middle_of_a_text_loses_nothing(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adaptive, "TRIAL", 0.0)
+    monkeypatch.setattr(adaptive, "_MEMORIES", {})
+    read = MagicMock(side_effect=error)
+    monkeypatch.setattr(trial, "Reader", lambda *args: SimpleNamespace(read=read))
+    ids = torch.randint(2, V, (6, 12), generator=torch.Generator().manual_seed(1))
+    options = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": 60}
+    model = make("Llama")
+    texts = model.generate(**options, pad_token_id=PAD).tolist()
+
+    def right(text: list[int], most: int) -> list[int]:
+        return next(whole[len(text) : len(text) + most] for whole in texts if whole[: len(text)] == text)
+
+    ends = {"pad_token_id": PAD, "eos_token_id": [3, 4, 5]}  # rows leave the batch
+    with pytest.warns(UserWarning, match=f"{error or 'OutOfMemoryError'}: tokens are decoded one by one"):
+        expected, found = both(model, options | ends, guess=right)
+    assert torch.equal(expected, found) and read.call_count == 1
+    with pytest.raises(type(error)):
+        both(model, options | ends, schedule=pd.Sliding(4))
+
+
+def test_rows_that_have_to_go_in_step_are_known_before_a_trial() -> None:
+    for name in ("Mistral", "Llama"):
+        system = CausalLM(make(name), prompts(3)["input_ids"], 400)
+        assert system.in_step == (name == "Mistral") and "trust" not in vars(system)
 
 
 def test_a_forward_replaced_after_the_trial() -> None:

@@ -97,6 +97,23 @@ def test_what_was_spent_on_trials_is_not_given_again_to_another_process(clock: C
     assert lost[0] > 0.03 > max(lost[1:])
 
 
+def test_what_another_process_knew_is_written_again_where_it_turned_out_wrong(clock: Clock, folder: Path) -> None:
+    def cost(width: float) -> float:
+        return 1 + width / 50
+
+    for _ in range(8):
+        run(clock, Named(clock, cost))
+
+    def written(system: Named) -> bool:
+        forget()
+        before = [file.read_bytes() for file in folder.iterdir()]
+        run(clock, system)
+        return before != [file.read_bytes() for file in folder.iterdir()]
+
+    assert not written(Named(clock, cost)), "nothing new"
+    assert written(Named(clock, cost, rate=2.0)), "windows gain nothing now"
+
+
 def test_what_belongs_to_other_systems_is_not_taken(clock: Clock, folder: Path) -> None:
     for _ in range(8):
         run(clock, Named(clock, COSTS["an idle machine"]))

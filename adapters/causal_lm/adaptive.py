@@ -34,7 +34,7 @@ class Adaptive(Schedule):
     given those before it, also where single tokens are read); both are remembered, and kept for other processes as by `Auto`. Windows that turn out to lose are
     given up: what may be lost is two passes (of short texts one for 64 tokens), and half a percent of all (where windows live on the predictions of earlier passes, as of image tokens, 16 passes
     and 2%). A model that was never tried is tried once windows promise to save what the trial takes (in this run, later in as many more as there have been);
-    one that fails it is read token by token, with a warning.
+    one that fails it is read token by token, with a warning. One that has hooks or modules of its own is tried before its first token: nobody knows what they keep.
 
     Attributes:
         most: the widest window.
@@ -60,6 +60,8 @@ class Adaptive(Schedule):
         if not isinstance(system, CausalLM):
             raise TypeError(f"Adaptive is for language models, and this is a {type(system).__name__}: use 'auto'")
         most = 1 if system.processors.unknown else self.most
+        if most > 1 and not system.trial.built_in:
+            system.trial.result()
         key = system.cost_key, torch.get_num_threads()
         with LOCK:
             kept = key, type(system.choice), type(system.guess), system.drafting.fresh
@@ -71,7 +73,7 @@ class Adaptive(Schedule):
             memory.runs += 1
             for record in memory.records.values():
                 record.fade(16)  # another text may be another matter
-            return _Tuner(system, costs, memory, most, self.per_row, name)
+            return _Tuner(system, costs, memory, most, self.per_row and not system.in_step, name)
 
 
 def _allowance(system: CausalLM) -> Allowance:
@@ -144,7 +146,7 @@ class _Tuner:
                 self.dull.clear()
             width = self._best(left, distance)
         if width > 1 and not (self.trusted or self._trust(distance)):
-            width = 1
+            width, self.ragged = 1, False
         self.read = min(width, length - front)
         self.began = time.perf_counter()
         return range(front, front + self.read)
@@ -223,11 +225,7 @@ class _Tuner:
         likely = distance * self.missed / (self.passes + NOTHING) * self.memory.runs
         if likely < TRIAL and system.trial.recalled is None:
             return False
-        try:
-            why = system.trust.no_windows
-        except (NotImplementedError, torch.OutOfMemoryError) as error:
-            why = str(error)
-        if why:
+        if why := system.trust.no_windows:
             warnings.warn(f"{why}: tokens are decoded one by one", stacklevel=2)
             self.most = 1
         self.trusted, self.per_row = True, self.per_row and system.ragged

@@ -104,7 +104,7 @@ def processors_and_guidance(
         longer = guidance.ids.shape[1] > ids.shape[1]
         held = cache is not None and cache.get_seq_length() > 0
         narrow = longer and (returned or isinstance(cache, StaticCache))
-        trust = Trial(model, Prompt(ids, 0), {}, padded=True).result()
+        trust = Trial(model, Prompt(ids, 0), {}, padded=True).result().or_refuse()
         if held or narrow or others_given or trust.no_windows or trust.no_rows:
             return Processors(logits_processor), None
     return Processors(others), guidance

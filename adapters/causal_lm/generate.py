@@ -194,9 +194,10 @@ def _one_by_one(system: Generation, schedule: Schedule | Selective) -> str:
     bounded = system.reach < system.length and (
         system.reach < 2 or not isinstance(schedule, Schedule) or not schedule.freezes
     )
-    if isinstance(schedule, Adaptive) and not bounded:  # it asks when it wants a window
+    if isinstance(schedule, Adaptive) and not bounded and system.trial.built_in:  # it asks when it wants a window
         return ""
-    return system.trust.no_windows or (system.trust.no_rows if bounded else "")
+    trust = system.trust.or_refuse()
+    return trust.no_windows or (trust.no_rows if bounded else "")
 
 
 def _left(system: Generation, x: Tensor, length: int) -> Any:

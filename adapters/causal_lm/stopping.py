@@ -42,8 +42,8 @@ class Generation(CausalLM):
         self.checked = 0  # positions that the criteria, and the streamer, have seen
 
     @property
-    def ragged(self) -> bool:  # type: ignore[override]
-        return super().ragged and not any(self.keep)
+    def in_step(self) -> bool:
+        return super().in_step or any(self.keep)
 
     def select(self, rows: Tensor) -> "CausalLM | None":
         return None if self.keep_ended or self.criteria or self.stream is not None else super().select(rows)

@@ -158,8 +158,13 @@ class CausalLM(TriangularSystem):
         return self._length
 
     @property
+    def in_step(self) -> bool:
+        """Whether rows have to stand at the same column whatever a trial says."""
+        return bool(self.slots.aligned or self.processors.lockstep or self.limits.no_rows)
+
+    @property
     def ragged(self) -> bool:  # type: ignore[override]
-        return not (self.slots.aligned or self.processors.lockstep or self.trust.no_windows or self.trust.no_rows)
+        return not (self.in_step or self.trust.no_windows or self.trust.no_rows)
 
     @cached_property
     def cost_key(self) -> Any:  # type: ignore[override]

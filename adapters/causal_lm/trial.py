@@ -47,11 +47,19 @@ class Trust(NamedTuple):
         no_windows: why it cannot read several tokens at once.
         no_rows: why it cannot read each row of a batch at a column of its own.
         until: the number of columns within which windows have to stay, if there is one; `no_rows` says why.
+        error: what a trial raised, where no window could be read at all; `no_windows` says so too.
     """
 
     no_windows: str = ""
     no_rows: str = ""
     until: int | None = None
+    error: Exception | None = None
+
+    def or_refuse(self) -> "Trust":
+        """The same; raises what the trial raised."""
+        if self.error is not None:
+            raise self.error
+        return self
 
 
 def settings(model: Any, columns: int, shortest: int) -> Trust:
@@ -109,6 +117,7 @@ class Trial:
 
     Attributes:
         settings: of the model.
+        built_in: whether there are no hooks, and no modules and forwards but those of torch and transformers: what they keep of a text is known.
     """
 
     def __init__(self, model: Any, prompt: Prompt, extra: dict[str, Any], padded: bool | None = None) -> None:
@@ -124,6 +133,7 @@ class Trial:
         precision = _computes_in(model), torch.get_float32_matmul_precision()
         self.settings = described(model.config)
         how = self.settings, model.training, *precision, model.device, repr(sorted(extra.items()))
+        self._result: Trust | None = None
         self._key, self._how = (modules, prepare, how, self.batch, self.padded), (prepare, how, self.padded)
 
     @cached_property
@@ -132,10 +142,17 @@ class Trial:
         return fingerprint(self.model)
 
     @cached_property
-    def _name(self) -> str | None:
-        return _name(self.model, self.fingerprint, self._how) if _plain(self.model) else None
+    def built_in(self) -> bool:
+        return _built_in(self.model)
 
     @cached_property
+    def _name(self) -> str | None:
+        """What another process knows this model by; None where it could be another there."""
+        weights = self.model.state_dict(keep_vars=True).values()
+        plain = self.built_in and all(type(weight) in (torch.nn.Parameter, Tensor) for weight in weights)
+        return _name(self.model, self.fingerprint, self._how) if plain else None
+
+    @property
     def recalled(self) -> Trust | None:
         """What a trial of the same model said before, in this process or another; None if there was none."""
         known = _KNOWN.setdefault(self.model, {})
@@ -144,18 +161,18 @@ class Trial:
         return known[self._key]
 
     def result(self) -> Trust:
-        """What it says, or said before.
+        """What it says, or said before."""
+        if self._result is None:
+            self._result = self.recalled or self._make()
+        return self._result
 
-        Raises:
-            NotImplementedError: the model could not read a window.
-        """
-        found = self.recalled
-        if found is None:
-            devices = [self.model.device] if self.model.device.type == "cuda" else []
-            with torch.random.fork_rng(devices=devices, enabled=self.model.training), _unchanged(self.model):
-                found = _try(self.model, self.prompt, self.extra, self.batch, self.padded)  # dropout draws
-            if self._name is not None and not found.no_windows:  # that may come of broken weights
-                _disk_cache.remember(KIND, self._name, found)
+    def _make(self) -> Trust:
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices, enabled=self.model.training), _unchanged(self.model):
+            found = _try(self.model, self.prompt, self.extra, self.batch, self.padded)  # dropout draws
+        if self._name is not None and not found.no_windows:  # that may come of broken weights
+            _disk_cache.remember(KIND, self._name, found[:3])
+        if found.error is None:
             _KNOWN[self.model][self._key] = found
         return found
 
@@ -169,9 +186,9 @@ def _unchanged(model: Any) -> Iterator[None]:
         yield
     finally:
         for part, old in zip(parts, before, strict=True):
-            if part.keys() != old.keys() or any(part[name] is not value for name, value in old.items()):
-                part.clear()
-                part.update(old)
+            part.update(old)
+            for name in part.keys() - old.keys():
+                del part[name]
 
 
 def described(config: Any) -> str:
@@ -180,21 +197,17 @@ def described(config: Any) -> str:
     return f"{config.to_json_string()} {[getattr(part, '_attn_implementation', None) for part in parts]}"
 
 
-def _plain(model: Any) -> bool:
-    """Whether it is the same model in another process that knows its settings and weights: no hooks, modules and forwards of torch and transformers, weights
-    that are plain tensors."""
+def _built_in(model: Any) -> bool:
     for module in model.modules():
         if module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module):
             return False
     for kind in {type(module) for module in model.modules()}:
         if not f"{kind.__module__}.".startswith(OWN) or not hasattr(inspect.unwrap(kind.forward), "__code__"):
             return False
-    weights = model.state_dict(keep_vars=True).values()
-    return all(type(weight) in (torch.nn.Parameter, Tensor) for weight in weights)
+    return True
 
 
 def _name(model: Any, weights: str, how: Any) -> str:
-    """What another process knows this model by."""
     kinds = {type(module) for module in model.modules()}
     forwards = sorted((kind.__qualname__, inspect.unwrap(kind.forward).__code__.co_code) for kind in kinds)
     where = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else ""
@@ -250,12 +263,13 @@ def _try(model: Any, prompt: Prompt, extra: dict[str, Any], batch: int, padded: 
         slots.spread()
         found = reader.read(wrong, torch.tensor([columns - 1, columns - 1 - BEHIND]), BEHIND + 1, BEHIND + 1)
         same = close(found[0, 0], expected[0, -1]) and close(found[1], expected[1])
-    except (NotImplementedError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise NotImplementedError(
-            f"{name} could not read a window of tokens over its cache ({type(error).__name__}: {error}); use generate without custom_generate"
-        ) from error
+    except (NotImplementedError, torch.OutOfMemoryError) as error:
+        return Trust(str(error) or type(error).__name__, error=error)
+    except Exception as error:  # noqa: BLE001 - whatever a model may raise
+        why = f"{name} could not read a window of tokens over its cache ({type(error).__name__}: {error}); use generate without custom_generate"
+        refused = NotImplementedError(why)
+        refused.__cause__ = error
+        return Trust(why, error=refused)
     return Trust() if same else Trust(no_rows="the model counts the columns of its cache, or ignores position_ids")
 
 
