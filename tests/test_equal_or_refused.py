@@ -576,9 +576,9 @@ class Remembers(hf.LlamaForCausalLM):  # type: ignore[misc]
         cache = more.get(NAME)
         if cache is None or cache.get_seq_length() == 0:
             if self.in_place:
-                self.offset.fill_(0.1 * len(input_ids))
+                self.offset.fill_(3.0 * len(input_ids))
             else:
-                self.offset = torch.full((1, 1, 1), 0.1 * len(input_ids))
+                self.offset = torch.full((1, 1, 1), 3.0 * len(input_ids))
         output = super().forward(input_ids=input_ids, **more)
         output.logits = output.logits + self.offset * torch.arange(V).cos()
         return output
