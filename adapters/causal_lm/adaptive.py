@@ -23,7 +23,7 @@ MARGIN = 1.1  # what a window has to promise over a single token: what is expect
 OPENING = 4  # passes of a run that read single tokens, where windows live on predictions: they gain nothing yet, and this tells what single ones cost now
 KEEPS = 0.9  # of the best rate, down to which a width is kept
 TRIAL = 6.0  # passes of single tokens that a trial of the model takes
-NOTHING = 4  # passes of a run for which windows save nothing as far as one supposes, before one asks whether the trial can pay
+NOTHING = 4  # passes without any saving that are added to those of a run, so that a lucky beginning proves little
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,10 +31,12 @@ class Adaptive(Schedule):
     """For each pass the width that promises the most tokens per second, 1 where no draft is worth reading.
 
     What a pass costs by its width is measured as it runs, and how often drafts of each kind come true is counted (the first token, and each further one
-    given those before it, also where single tokens are read); both are remembered, and kept for other processes as by `Auto`. Windows that turn out to lose are
-    given up: what may be lost is two passes (of short texts one for 64 tokens), and half a percent of all (where windows live on the predictions of earlier passes, as of image tokens, 16 passes
-    and 2%). A model that was never tried is tried once windows promise to save what the trial takes (in this run, later in as many more as there have been);
-    one that fails it is read token by token, with a warning. One that has hooks or modules of its own is tried before its first token: nobody knows what they keep.
+    given those before it; the first also where single tokens are read); both are remembered, and kept for other processes as by `Auto`. Windows that turn out
+    to lose are given up: what may be lost is two passes (of short texts one for 64 tokens), and half a percent of all (where windows live on the predictions of
+    earlier passes, as of image tokens, 16 passes and 2%).
+
+    A model that was never tried is tried once windows promise to save what the trial takes, in this run or in as many as there have been; one that fails it is
+    read token by token, with a warning. A model with hooks or modules of its own is tried before its first token: nobody knows what they keep of a text.
 
     Attributes:
         most: the widest window.
@@ -112,10 +114,9 @@ class _Tuner:
     ) -> None:
         self.system, self.drafting, self.costs, self.memory = system, system.drafting, costs, memory
         self.most, self.per_row = most, per_row
-        self.trusted = False  # whether the model may be read in windows, or `most` is 1
-        self.saves = self.missed = (
-            0.0  # what the chosen window saves of a pass; what windows would have, had the model been tried
-        )
+        self.trusted = False  # whether it is known what the model can do
+        self.saves = 0.0  # of a single pass, by the window that was chosen
+        self.missed = 0.0  # passes that windows would have saved, had the model been tried
         self.name = name
         self.ragged = self.apart = False
         self.read = self.passes = 0

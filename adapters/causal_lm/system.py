@@ -169,7 +169,7 @@ class CausalLM(TriangularSystem):
     @cached_property
     def cost_key(self) -> Any:  # type: ignore[override]
         device = str(self.prompt.ids.device)
-        return type(self.model), self.trial.settings, device, self.model.dtype, self.copies
+        return type(self.model), self.trial.configuration, device, self.model.dtype, self.copies
 
     @property
     def identity(self) -> dict[str, str | int | float]:  # type: ignore[override]

@@ -116,7 +116,7 @@ class Trial:
         padded: whether there is padding, as in the prompt if None: without it models take other ways (no mask, another attention).
 
     Attributes:
-        settings: of the model.
+        configuration: of the model, written out.
         built_in: whether there are no hooks, and no modules and forwards but those of torch and transformers: what they keep of a text is known.
     """
 
@@ -131,8 +131,8 @@ class Trial:
         prepare = model.prepare_inputs_for_generation  # PEFT puts its own in place
         prepare = getattr(prepare, "__module__", ""), getattr(prepare, "__qualname__", repr(type(prepare)))
         precision = _computes_in(model), torch.get_float32_matmul_precision()
-        self.settings = described(model.config)
-        how = self.settings, model.training, *precision, model.device, repr(sorted(extra.items()))
+        self.configuration = _described(model.config)
+        how = self.configuration, model.training, *precision, model.device, repr(sorted(extra.items()))
         self._result: Trust | None = None
         self._key, self._how = (modules, prepare, how, self.batch, self.padded), (prepare, how, self.padded)
 
@@ -148,9 +148,15 @@ class Trial:
     @cached_property
     def _name(self) -> str | None:
         """What another process knows this model by; None where it could be another there."""
-        weights = self.model.state_dict(keep_vars=True).values()
-        plain = self.built_in and all(type(weight) in (torch.nn.Parameter, Tensor) for weight in weights)
-        return _name(self.model, self.fingerprint, self._how) if plain else None
+        model = self.model
+        weights = model.state_dict(keep_vars=True).values()
+        if not self.built_in or any(type(weight) not in (torch.nn.Parameter, Tensor) for weight in weights):
+            return None
+        kinds = {type(module) for module in model.modules()}
+        forwards = sorted((kind.__qualname__, inspect.unwrap(kind.forward).__code__.co_code) for kind in kinds)
+        where = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else ""
+        versions = torch.__version__, transformers.__version__, _source()
+        return repr((*versions, where, forwards, self.fingerprint, self._how))
 
     @property
     def recalled(self) -> Trust | None:
@@ -191,7 +197,7 @@ def _unchanged(model: Any) -> Iterator[None]:
                 del part[name]
 
 
-def described(config: Any) -> str:
+def _described(config: Any) -> str:
     """All settings, those of the attention's kernels among them, which are no part of the JSON."""
     parts = [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", {}))]
     return f"{config.to_json_string()} {[getattr(part, '_attn_implementation', None) for part in parts]}"
@@ -205,13 +211,6 @@ def _built_in(model: Any) -> bool:
         if not f"{kind.__module__}.".startswith(OWN) or not hasattr(inspect.unwrap(kind.forward), "__code__"):
             return False
     return True
-
-
-def _name(model: Any, weights: str, how: Any) -> str:
-    kinds = {type(module) for module in model.modules()}
-    forwards = sorted((kind.__qualname__, inspect.unwrap(kind.forward).__code__.co_code) for kind in kinds)
-    where = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else ""
-    return repr((torch.__version__, transformers.__version__, _source(), where, forwards, weights, how))
 
 
 @cache
