@@ -11,6 +11,8 @@ from torch import Tensor
 
 import parallel_decode as pd
 from parallel_decode.adapters.tarflow import TarFlow, base, decoding
+from parallel_decode.adapters.tarflow.transformer import gelu
+from parallel_decode.adapters.tarflow.weights import Linear
 from parallel_decode.cached import Reads, RowReads
 from parallel_decode.cached.graphs import Graphs
 from parallel_decode.testing import check_system
@@ -335,6 +337,30 @@ def test_the_cache_holds_keys_and_values_alone() -> None:
     assert isinstance(system, decoding.FlowSystem)
     pd.solve(system, pd.Sliding(4))
     assert [kv.shape for kv in system.storage.kv] == [(3, 16, 2, 1, 64)] * 2
+
+
+@pytest.mark.parametrize("rows", [1, 3, 400])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_gelu_of_decoding_is_that_of_the_module(rows: int, dtype: torch.dtype) -> None:
+    h = torch.randn(rows, 256, generator=torch.Generator().manual_seed(0)).to(dtype) * 3
+    value, expected = gelu(h), torch.nn.GELU()(h)
+    assert value.shape == h.shape and value.is_contiguous()
+    torch.testing.assert_close(value, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_residual_stream_is_overwritten_only_where_it_may_be(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Linear(8, 4)
+    linear, h, x = Linear.of(module, torch.float32), torch.randn(3, 4, dtype=dtype), torch.randn(3, 8)
+    expected, before = h + module(x), h.clone()
+    torch.testing.assert_close(linear.add_to(h, x), expected)  # something may have to be differentiated
+    assert torch.equal(h, before)
+    with torch.inference_mode():
+        held = h.clone()
+        given = linear.add_to(held, x)
+    torch.testing.assert_close(given, expected)
+    assert (given is held) == (dtype == torch.float32)
 
 
 def test_images_that_are_not_finite_are_told() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from parallel_decode.adapters.tarflow.changes import as_built, built
 from parallel_decode.adapters.tarflow.transformer import AttentionBlock, Layer, is_as_built
-from parallel_decode.adapters.tarflow.weights import Called, Weights, prepared
+from parallel_decode.adapters.tarflow.weights import Called, Linear, Weights
 from parallel_decode.cached import KeyValueStorage, Reads
 from parallel_decode.window import Window
 
@@ -95,7 +95,7 @@ class MetaBlock(nn.Module):
         if dtype is None:
             return Weights(pos_embed.dtype, self.proj_in, self.proj_out, self.layers, pos_embed, condition)
         ends = self.proj_in, self.proj_out
-        proj_in, proj_out = (prepared(m, dtype) if as_built(m, [nn.Linear]) else Called(m, dtype) for m in ends)
+        proj_in, proj_out = (Linear.of(m, dtype) if as_built(m, [nn.Linear]) else Called(m, dtype) for m in ends)
         layers = [Layer.of(layer, dtype) for layer in self.layers]
         return Weights(dtype, proj_in, proj_out, layers, pos_embed, condition)
 

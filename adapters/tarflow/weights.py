@@ -49,7 +49,7 @@ class Weights:
     def kept(self, graphs: Graphs, name: Hashable) -> "Weights":
         """The same at the addresses that CUDA graphs have captured under this name."""
         layers = [function for layer in self.layers if isinstance(layer, tuple) for function in layer]
-        prepared = [part for part in (self.proj_in, self.proj_out, *layers) if isinstance(part, (_Linear, _Norm))]
+        prepared = [part for part in (self.proj_in, self.proj_out, *layers) if isinstance(part, (Linear, Norm))]
         tensors = [self.pos_embed, *(tensor for part in prepared for tensor in (part.weight, part.bias))]
         first, kept = graphs.first(name, (self, tensors))
         if [t.shape for t in kept] != [t.shape for t in tensors]:
@@ -64,35 +64,44 @@ class Weights:
         return replace(first, condition=rows[0], temperature=rows[1])
 
 
-def prepared(module: nn.Module, dtype: torch.dtype) -> Function:
-    """A linear or normalising module, as this package built it, as a function that computes in `dtype`."""
-    weight, bias = cast(Tensor, module.weight), cast(Tensor, module.bias)
-    if isinstance(module, nn.LayerNorm):
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        return _Norm(weight.to(wide), bias.to(wide), module.eps, dtype)
-    weight = weight.to(dtype).t()
-    if weight.device.type == "cpu":
-        weight = weight.contiguous()  # up to twice as fast for few rows
-    return _Linear(weight, bias.to(dtype))
-
-
 @dataclass(frozen=True, slots=True)
-class _Linear:
+class Linear:
+    """A linear module as this package built it, of prepared weights."""
+
     weight: Tensor  # (in, out)
     bias: Tensor
+
+    @staticmethod
+    def of(module: nn.Module, dtype: torch.dtype) -> "Linear":
+        weight, bias = cast(Tensor, module.weight).to(dtype).t(), cast(Tensor, module.bias).to(dtype)
+        if weight.device.type == "cpu":
+            weight = weight.contiguous()  # up to twice as fast for few rows
+        return Linear(weight, bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.addmm(self.bias, x, self.weight)
 
+    def add_to(self, h: Tensor, x: Tensor) -> Tensor:
+        """h + self(x); h is overwritten where it has the type of the weights and nothing is to be differentiated."""
+        if h.is_inference() and h.dtype == self.weight.dtype:
+            return h.addmm_(x, self.weight).add_(self.bias)
+        return h + self(x)
+
 
 @dataclass(frozen=True, slots=True)
-class _Norm:
-    """In float32 at least, whatever the type of what goes in."""
+class Norm:
+    """A normalising module, likewise; in float32 at least, whatever the type of what goes in."""
 
     weight: Tensor
     bias: Tensor
     eps: float
     dtype: torch.dtype
+
+    @staticmethod
+    def of(module: nn.Module, dtype: torch.dtype) -> "Norm":
+        weight, bias = cast(Tensor, module.weight), cast(Tensor, module.bias)
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        return Norm(weight.to(wide), bias.to(wide), cast(float, module.eps), dtype)
 
     def __call__(self, h: Tensor) -> Tensor:
         wide = self.weight.dtype
