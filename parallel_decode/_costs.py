@@ -179,8 +179,8 @@ class Costs:
         return self.of(known, corrected)
 
     def _beyond(self, size: float, near: int, seconds: float) -> float:
-        """On the flows of the benchmarks a pass over n positions took about 2 a + b n, where a sequential one took a."""
-        fixed = min(2 * self.sequential(), 0.8 * seconds)
+        """On the flows of the benchmarks a pass over n positions took about 2 a + b n to 2.5 a + b n, where a sequential one took a. The dearer start lets wider windows be tried sooner."""
+        fixed = min(2.5 * self.sequential(), 0.85 * seconds)
         return fixed + (seconds - fixed) * size / near
 
 
