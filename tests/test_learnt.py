@@ -101,7 +101,7 @@ def test_what_another_process_knew_is_written_again_where_it_turned_out_wrong(cl
     def cost(width: float) -> float:
         return 1 + width / 50
 
-    for _ in range(8):
+    for _ in range(16):
         run(clock, Named(clock, cost))
 
     def written(system: Named) -> bool:

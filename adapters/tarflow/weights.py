@@ -83,7 +83,7 @@ class Linear:
 
     def add_to(self, h: Tensor, x: Tensor) -> Tensor:
         """h + self(x); h is overwritten where it has the type of the weights and nothing is to be differentiated."""
-        if h.is_inference() and h.dtype == self.weight.dtype:
+        if not torch.is_grad_enabled() and h.dtype == self.weight.dtype:
             return h.addmm_(x, self.weight).add_(self.bias)
         return h + self(x)
 
