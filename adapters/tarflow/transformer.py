@@ -136,9 +136,10 @@ class Layer(NamedTuple):
             return Called(block, dtype)
         block = uncompiled(block)
         attention, mlp = cast(Attention, block.attention), cast(MLP, block.mlp)
-        norms = (Norm.of(module, dtype) for module in (attention.norm, mlp.norm))
-        linear = (Linear.of(module, dtype) for module in (attention.qkv, attention.proj, mlp.main[0], mlp.main[2]))
-        return Layer(next(norms), next(linear), next(linear), next(norms), next(linear), next(linear))
+        norm, mlp_norm = (Norm.of(module, dtype) for module in (attention.norm, mlp.norm))
+        linear = (attention.qkv, attention.proj, mlp.main[0], mlp.main[2])
+        qkv, proj, up, down = (Linear.of(module, dtype) for module in linear)
+        return Layer(norm, qkv, proj, mlp_norm, up, down)
 
     def __call__(self, h: Tensor, reads: Reads, *more: Any) -> Tensor:
         """See `AttentionBlock`; h may be overwritten."""
