@@ -97,14 +97,17 @@ class Gains:
         return width - width**2 / (2 * length)
 
     def expected(self, arm: Arm) -> float:
-        """For a position: what the law says, through the two nearest widths that are proven, or through the nearest one as long as there is no other."""
+        """For a position: what the law says, through the two nearest widths that are proven; as long as there is but one, the better of what that one allows."""
         near, other, *_ = *self._nearest(arm), None, None
         if near is None:
             passes = SAVED * self.passes(Arm(arm.width)) if arm.corrected else _law(arm.width)
         elif self.settles(arm):
             passes = 1 / arm.width
         elif other is None:
-            passes = self.passes(near) * _law(arm.width) / _law(near.width)
+            found = self.passes(near)
+            passes = found * _law(arm.width) / _law(near.width)
+            if arm.width < near.width:  # what takes longer than the law says may do so at all widths alike
+                passes = min(passes, found + _law(arm.width) - _law(near.width))
         else:
             found, rest = self.passes(near), self.passes(other)
             slope = (found - rest) / (1 / near.width - 1 / other.width)

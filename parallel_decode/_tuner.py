@@ -60,7 +60,9 @@ class Tuner:
         self._timer = Timer()
         self._began = self._passes = 0  # where this arm began in this run, and its passes since
         self._behind = 0.0  # what windows lost in this run
-        self._promised = math.inf  # what the last choice is to gain in a layer, if it is proven: it may lose no more
+        self._limit = (
+            math.inf
+        )  # what windows may lose in this run: what the last choice takes to begin, and is to gain, if it is proven
         self._front = self._reach = 0  # where the passes that are timed began; where the widest window so far ended
 
     @property
@@ -74,7 +76,7 @@ class Tuner:
         with LOCK:
             if self._timer.size:
                 self._note(front)
-            if self._behind > self._promised:
+            if self._behind > self._limit:
                 arm = SEQUENTIAL
             else:
                 arm = self._arm if self._stays(front, length) else self._best(front, length)
@@ -151,7 +153,8 @@ class Tuner:
         best = min(times, key=times.__getitem__)
         if times[best] < BETTER * times.get(self._arm, 2.0):
             known = best != SEQUENTIAL and gains.proven(best)
-            self._promised = (1 - times[best]) * length if known else math.inf
+            begins = gains.turn * (costs.of(best.width, best.corrected) - 1)
+            self._limit = begins + (1 - times[best]) * length if known else math.inf
             return best
         return self._arm
 

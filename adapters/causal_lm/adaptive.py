@@ -224,7 +224,9 @@ class _Tuner:
         system = self.system
         self.missed += self.saves
         likely = distance * self.missed / (self.passes + NOTHING) * self.memory.runs
-        if system.trial.recalled is None and (likely < TRIAL or not system.reader.used):  # a model that cannot be read at all is refused
+        if system.trial.recalled is None and (
+            likely < TRIAL or not system.reader.used
+        ):  # a model that cannot be read at all is refused
             return False
         if why := system.trust.no_windows:
             warnings.warn(f"{why}: tokens are decoded one by one", stacklevel=2)
