@@ -1,11 +1,9 @@
-"""What schedules that measure remember within the process: seconds of a pass by its width.
-
-One lock guards all of it, since two threads may decode at once.
-"""
+"""What schedules that measure remember within the process: seconds of a pass by its width. One lock guards it, since two threads may decode at once."""
 
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from itertools import pairwise
 from operator import itemgetter
 from typing import NamedTuple, TypeVar
@@ -115,8 +113,8 @@ class Costs:
 
     def __init__(self, length: int) -> None:
         self.single = Timings(lambda size, near, seconds: seconds)
-        self.windows = {corrected: Timings(self._beyond) for corrected in (False, True)}
-        self.allowance = Allowance(free=min(32.0, length / 8), share=0.02, most=min(80.0, length / 3))
+        self.windows = {corrected: Timings(partial(self._beyond, corrected)) for corrected in (False, True)}
+        self.allowance = Allowance(free=min(20.0, length / 12), share=0.02, most=min(80.0, length / 3))
         self.runs, self._due = 0, 8
         self._foreign = False  # of another process, when the machine may have been faster or slower
 
@@ -178,10 +176,14 @@ class Costs:
             return 2 * self.of(size, corrected) if self.knows_windows() else float(size)
         return self.of(known, corrected)
 
-    def _beyond(self, size: float, near: int, seconds: float) -> float:
-        """On the flows of the benchmarks a pass over n positions took about 2 a + b n to 2.5 a + b n, where a sequential one took a. The dearer start lets wider windows be tried sooner."""
+    def _beyond(self, corrected: bool, size: float, near: int, seconds: float) -> float:
+        """On the benchmarks' flows 2 a + b n to 2.5 a + b n, where a sequential pass takes a; or the line through the two widest measured, where that is less."""
         fixed = min(2.5 * self.sequential(), 0.85 * seconds)
-        return fixed + (seconds - fixed) * size / near
+        law, measured = fixed + (seconds - fixed) * size / near, self.windows[corrected].measured()
+        if size <= near or len(measured) == 1:
+            return law
+        (n0, t0), (n1, t1) = measured[-2:]
+        return min(law, t1 + max(0.0, t1 - t0) * (size - n1) / (n1 - n0))
 
 
 COSTS: OrderedDict[Hashable, Costs] = OrderedDict()

@@ -14,7 +14,6 @@ from parallel_decode.system import TriangularSystem
 
 SECANT = SecantCorrection()
 SEQUENTIAL = Arm(1)
-WORTH_A_TRIAL = 0.9  # of the least time for a position: what an arm has to promise before it is tried
 BETTER = 0.93  # of the time of the present arm: what another one has to promise
 FORESEEN = 4  # times as wide as the widest window that was measured: what wider ones cost nobody knows
 HOPELESS = 2.0  # times as long as its positions take one by one: a window that does is not measured again
@@ -34,7 +33,7 @@ class Tuner:
         costs, gains: what is known of such systems.
         arms: to choose from, the first of them sequential.
         asynchronous: whether passes are only queued, as on a GPU.
-        name: under which to keep what is known at the end, for other processes.
+        name: under which to keep what is known of windows at the end, for other processes.
         recalled: whether that is what another process knew, and need not be kept again unless this run tries something, or loses by it.
     """
 
@@ -97,7 +96,9 @@ class Tuner:
         with LOCK:
             if self._timer.size and not self._timer.left:
                 self._note(front)
-            if self._name is not None and not (self._recalled and self._tried <= self._known and self._behind <= 0):
+            nothing = not self._gains.counts and self._tried <= {SEQUENTIAL}  # is known of windows here
+            used = self._recalled and self._tried <= self._known and self._behind <= 0  # what was known, and no more
+            if self._name is not None and not nothing and not used:
                 save(self._name, self._costs, self._gains)
 
     def _note(self, front: int) -> None:
@@ -134,20 +135,20 @@ class Tuner:
     def _best(self, front: int, length: int) -> Arm:
         """The arm with the least time for a position, of those whose trial the allowance covers."""
         costs, gains, left = self._costs, self._gains, length - front
+        if not costs.ready or costs.allowance.closed:
+            return SEQUENTIAL
         windows = [arm for arm in self._arms[1:] if arm == self._arm or self._may_begin(arm, front, length)]
-        if not costs.ready or not windows or costs.allowance.closed:
+        if not windows:
             return SEQUENTIAL
         if not costs.knows_windows():  # the least of them tells what they cost
             return min(windows) if costs.allowance.left > self._reserve else SEQUENTIAL
-        times = {SEQUENTIAL: 1.0}
-        for arm in windows:
-            times[arm] = gains.passes(arm) * costs.of(gains.size(arm, left), arm.corrected)
-        other = min((arm for arm in times if gains.proven(arm)), key=times.__getitem__)  # in place of a trial
+        times = {SEQUENTIAL: 1.0} | {arm: self._time(arm, left) for arm in windows if gains.proven(arm)}
+        other = min(times, key=times.__getitem__)  # in place of a trial
         self._least, now = times[other], costs.of(min(other.width, left), other.corrected)
         early = other == SEQUENTIAL and front < length // 8  # hard positions may come first, and would tell too little
-        for arm in windows:
-            if not gains.proven(arm) and (early or not self._may_try(arm, self._least - times[arm], now, left)):
-                del times[arm]
+        for arm in windows if not early else ():
+            if arm not in times and self._may_try(arm, now, left):
+                times[arm] = self._time(arm, left)
         if self._arm in times and not gains.proven(self._arm):
             return self._arm
         best = min(times, key=times.__getitem__)
@@ -158,18 +159,25 @@ class Tuner:
             return best
         return self._arm
 
-    def _may_try(self, arm: Arm, gain: float, now: float, left: int) -> bool:
-        """Whether to try an arm that promises `gain` for a position, where a pass costs `now` otherwise, or to go on trying it."""
-        costs, gains = self._costs, self._gains
+    def _time(self, arm: Arm, left: int) -> float:
+        """Of a position by that arm, in sequential passes."""
+        return self._gains.passes(arm) * self._costs.of(self._gains.size(arm, left), arm.corrected)
+
+    def _may_try(self, arm: Arm, now: float, left: int) -> bool:
+        """Whether to try an arm, where a pass costs `now` otherwise, or to go on trying it."""
+        costs, gains, covers = self._costs, self._gains, self._costs.allowance.covers
+        passes, cost, new = 1.0 if gains.settles(arm) else gains.turn, costs.of(arm.width, arm.corrected), 0.0
         if arm == self._arm:
-            return gain > (1 - BETTER) * self._least and costs.allowance.covers(self._reserve)
-        if arm.width > FORESEEN * costs.windows[False].measured()[-1][0]:
+            passes = max(0.0, passes - self._passes)
+        elif arm.width > FORESEEN * costs.windows[False].measured()[-1][0]:
             return False
-        passes, cost = 1.0 if gains.settles(arm) else gains.turn, costs.of(arm.width, arm.corrected)
-        new = 0.0 if costs.windows[arm.corrected].knows(arm.width) else PREPARES
-        likely, most = new + passes * max(0.0, cost - now), new + passes * (cost - 1)  # of what it costs
-        worth = gain > (1 - WORTH_A_TRIAL) * self._least and likely <= gain * left * gains.runs  # as many may follow
-        return worth and costs.allowance.covers(self._reserve + most)
+        elif not costs.windows[arm.corrected].knows(arm.width):
+            new = PREPARES
+        most = 0.0 if arm == self._arm else new + passes * (cost - 1)  # of what it costs
+        if not covers(self._reserve + most):
+            return False
+        gain, likely = self._least - self._time(arm, left), new + passes * max(0.0, cost - now)
+        return gain > 0 and likely <= gain * left * gains.runs  # as many may follow
 
     def _may_begin(self, arm: Arm, front: int, length: int) -> bool:
         if self._arm.width == 1 and 2 * front > length:  # windows begin slowly: too little is left to make up for it
