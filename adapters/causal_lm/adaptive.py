@@ -35,7 +35,7 @@ class Adaptive(Schedule):
     to lose are given up: what may be lost is two passes (of short texts one for 64 tokens), and half a percent of all (where windows live on the predictions of
     earlier passes, as of image tokens, 16 passes and 2%).
 
-    A model that was never tried is tried once windows promise to save what the trial takes, in this run or in as many as there have been; one that fails it is
+    A model that was never tried is tried, behind its first pass, once windows promise to save what the trial takes, in this run or in as many as there have been; one that fails it is
     read token by token, with a warning. A model with hooks or modules of its own is tried before its first token: nobody knows what they keep of a text.
 
     Attributes:
@@ -224,9 +224,8 @@ class _Tuner:
         system = self.system
         self.missed += self.saves
         likely = distance * self.missed / (self.passes + NOTHING) * self.memory.runs
-        if system.trial.recalled is None and (
-            likely < TRIAL or not system.reader.used
-        ):  # a model that cannot be read at all is refused
+        early = self.passes == 1 or likely < TRIAL  # the first pass refuses what nobody can read
+        if early and system.trial.recalled is None:
             return False
         if why := system.trust.no_windows:
             warnings.warn(f"{why}: tokens are decoded one by one", stacklevel=2)
