@@ -30,7 +30,7 @@ class Auto(Schedule):
     """Sliding windows of the width that gains the most positions per second, for this layer, batch, device and dtype.
 
     It measures as it runs, and remembers what it measured for systems of the same `cost_key` and `gain_key`: a first call still tries widths,
-    within an allowance of 2% and a few dozen sequential passes, later ones know. Of systems that say what they are (`identity`) other processes know it
+    within an allowance of 2% and 20 sequential passes, later ones know. Of systems that say what they are (`identity`) other processes know it
     too, from small files in the user's cache folder (`PARALLEL_DECODE_CACHE` names another, or is "off"). `parallel_decode.Plan` fixes what was found.
 
     Attributes:
