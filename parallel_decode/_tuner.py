@@ -33,7 +33,7 @@ class Tuner:
         costs, gains: what is known of such systems.
         arms: to choose from, the first of them sequential.
         asynchronous: whether passes are only queued, as on a GPU.
-        name: under which to keep what is known of windows at the end, for other processes.
+        name: under which to keep what is known at the end, for other processes.
         recalled: whether that is what another process knew, and need not be kept again unless this run tries something, or loses by it.
     """
 
@@ -96,9 +96,8 @@ class Tuner:
         with LOCK:
             if self._timer.size and not self._timer.left:
                 self._note(front)
-            nothing = not self._gains.counts and self._tried <= {SEQUENTIAL}  # is known of windows here
             used = self._recalled and self._tried <= self._known and self._behind <= 0  # what was known, and no more
-            if self._name is not None and not nothing and not used:
+            if self._name is not None and not used:
                 save(self._name, self._costs, self._gains)
 
     def _note(self, front: int) -> None:
