@@ -59,9 +59,7 @@ class Tuner:
         self._timer = Timer()
         self._began = self._passes = 0  # where this arm began in this run, and its passes since
         self._behind = 0.0  # what windows lost in this run
-        self._limit = (
-            math.inf
-        )  # what windows may lose in this run: what the last choice takes to begin, and is to gain, if it is proven
+        self._limit = math.inf  # what windows may lose: what a proven choice takes to begin, and promised to gain
         self._front = self._reach = 0  # where the passes that are timed began; where the widest window so far ended
 
     @property
