@@ -45,9 +45,9 @@ def check_evaluation(subject: Subject) -> None:
     )
     atol, subject.atol = subject.atol, 0.0
     subject.compare(subject.first, kept, "evaluate wrote to the iterate, at position {at}")
-    if subject.system.deterministic:
-        subject.compare(subject.full(subject.first), y, "two evaluations of the same iterate differ")
     subject.atol = atol
+    if subject.system.deterministic:  # but for rounding: some kernels' depends on where in memory their operands are
+        subject.compare(subject.full(subject.first), y, "two evaluations of the same iterate differ")
 
 
 def check_triangular(subject: Subject) -> None:

@@ -103,7 +103,7 @@ def test_samples_follow_the_definition(name: str, guidance: dict[str, Any]) -> N
     for schedule in ("sequential", pd.Jacobi(tol=0), pd.Sliding(3, tol=0)):
         assert (draw(made, schedule=schedule, **guidance) - expected).abs().max() < 1e-11
     single = draw(made.float(), z=noise(made).float(), t=T.float(), **guidance)
-    assert single.dtype == torch.float32 and (single - expected).abs().max() < 1e-4
+    assert single.dtype == torch.float32 and (single - expected).abs().max() < 1e-3  # 3e-4 on an AMD EPYC
 
 
 def test_guidance_and_the_level_change_what_is_drawn() -> None:
