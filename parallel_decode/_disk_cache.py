@@ -49,10 +49,9 @@ def remember(kind: str, key: str, value: Any) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with aside(path) as part:
             part.write_text(json.dumps({"name": path.stem, "value": value}))
-        names = os.listdir(path.parent)
-        if len(names) > MOST:
-            files = sorted((path.parent / name for name in names), key=lambda file: file.stat().st_mtime)
-            for old in files[: len(names) - MOST]:
+        files = list(path.parent.iterdir())
+        if len(files) > MOST:
+            for old in sorted(files, key=lambda file: file.stat().st_mtime)[: len(files) - MOST]:
                 old.unlink(missing_ok=True)
 
 

@@ -17,7 +17,7 @@ def check_system(
 ) -> None:
     """Try a system, ours or a user's, against the contract of `TriangularSystem`; every layer of a `LayeredSystem`.
 
-    It tries: shapes and dtypes, that the iterate is not written to, that the same inputs give the same outputs, that a
+    It tries: shapes and dtypes, that the iterate is not written to, that the same inputs give the same outputs (within `atol`), that a
     change at l moves nothing at or before l, that rows do not leak into one another (NaN neither), that windows agree with
     the full evaluation, that NaN at and after a window's last position has no effect, that rows with windows of their own and rows that go on
     alone get the same (for systems that offer it), and that every schedule, with corrections too, ends at the sequential answer. Of a system with
@@ -30,7 +30,7 @@ def check_system(
         points: values to try, shape (B, L, *E), for a system without layers whose values mean something special (token ids,
             say); by default the initial guess, the solution, and for floats normal noise.
         atol: the largest difference, absolute plus relative, that counts as equal; by default 0 for integers and the
-            square root of the machine epsilon for floats, since the same sum over another window may round differently.
+            square root of the machine epsilon for floats, since the same sum over another window, or elsewhere in memory, may round differently.
 
     Raises:
         AssertionError: a promise is broken; it says which, and at which position.

@@ -102,6 +102,21 @@ def test_a_cache_passes() -> None:
     check_system(CumulativeSum())
 
 
+class RoundsAnew(CumulativeSum):
+    """As kernels whose rounding depends on where in memory their operands are."""
+
+    evaluations = 0
+
+    def evaluate(self, x: Tensor, window: pd.Window) -> Tensor:
+        self.evaluations += 1
+        y = super().evaluate(x, window)
+        return y * (1 + torch.finfo(y.dtype).eps * (self.evaluations % 2))
+
+
+def test_another_rounding_at_the_second_evaluation_passes() -> None:
+    check_system(RoundsAnew())
+
+
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
