@@ -20,10 +20,11 @@ from transformers.models.auto.modeling_auto import (
 )
 
 import parallel_decode as pd
-from parallel_decode.adapters.causal_lm import adaptive, parallel_generate
+from parallel_decode.adapters.causal_lm import adaptive, cache, parallel_generate
 
 MADE_FOR = version.parse("5.24.0")
 V, NEW = 64, 40
+cache.SMALL = 1024  # the caches of these models too go from concatenating to storage as a text grows
 VALUES: dict[str, Any] = {
     "vocab_size": V,
     "hidden_size": 32,

@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -154,7 +155,7 @@ class _Tuner:
 
     def after_pass(self, system: TriangularSystem) -> None:
         """Count what came true of the drafts."""
-        assert isinstance(system, CausalLM)
+        system = cast(CausalLM, system)
         self.system, self.drafting, self.apart = system, system.drafting, system.apart
         with LOCK:
             for kind, accepted, read in self.drafting.outcomes:

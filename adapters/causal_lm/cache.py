@@ -22,12 +22,13 @@ if NAME not in inspect.signature(GenerationMixin.prepare_inputs_for_generation).
     NAME = "past_key_values"
 HOLES = 64  # slots, and half of what is needed: from there on they are moved together
 ROOM = 256  # columns, and half of what was generated: so much is reserved ahead
+SMALL = 3 * 2**17  # bytes of a layer's keys, below which concatenating takes less time
 
 
 class FixedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """A `DynamicLayer` that writes into storage with room ahead (larger storage when it is full) where that one concatenates, which copies all.
 
-    Its keys and values are views of what is filled.
+    Its keys and values are views of what is filled. As long as it is small it concatenates too.
 
     Args:
         prompt: columns of it.
@@ -57,6 +58,8 @@ class FixedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        if not self.storage and self.keys.nbytes + key_states.nbytes < SMALL:  # type: ignore[union-attr]
+            return super().update(key_states, value_states)
         start = self.keys.shape[-2] if self.keys.numel() else 0  # type: ignore[union-attr]
         end = start + key_states.shape[-2]
         if not self._fits(start, end, key_states):

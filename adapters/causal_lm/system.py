@@ -262,13 +262,10 @@ class CausalLM(TriangularSystem):
         self.width = len(window.positions)
         logits = self._read(x, first, count, last - start + 1)
         logits = logits if window.positions.step == 1 else logits[:, :: window.positions.step]
-        positions = torch.tensor(window.positions) - start + self.starts[:, None]
+        positions = torch.arange(0, last - start + 1, window.positions.step) + self.starts[:, None]
         self.logits, self.scores = logits[: len(x)], self._scored(x, logits, positions)
-        drafts = window.take(x).clamp(
-            max=self.scores.shape[-1] - 1
-        )  # an image's prompt has tokens that it cannot hold itself
         guessed = window.take(self.guessed) if self.choice.couples else None
-        tokens = self.choice(self.scores, drafts, guessed, positions, self.rows)
+        tokens = self.choice(self.scores, window.take(x), guessed, positions, self.rows)
         self._note_undrawable(positions)
         if guessed is not None:
             window.put(self.guessed, torch.zeros_like(guessed))
@@ -276,7 +273,7 @@ class CausalLM(TriangularSystem):
 
     def _read(self, x: Tensor, first: int | Tensor, count: int, keep: int) -> Tensor:
         """The last `keep` logits of `count` columns from `first`, of all copies of the batch."""
-        going = ~self.ended.repeat(self.copies) if bool(self.ended.any()) and not isinstance(first, int) else None
+        going = ~self.ended.repeat(self.copies) if not isinstance(first, int) and bool(self.ended.any()) else None
         return self.reader.read(x if self.copies == 1 else x.repeat(self.copies, 1), first, count, keep, going)
 
     def _scored(self, x: Tensor, logits: Tensor, positions: Tensor) -> Tensor:

@@ -200,7 +200,7 @@ def _unchanged(model: Any) -> Iterator[None]:
 def _described(config: Any) -> str:
     """All settings, those of the attention's kernels among them, which are no part of the JSON."""
     parts = [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", {}))]
-    return f"{config.to_json_string()} {[getattr(part, '_attn_implementation', None) for part in parts]}"
+    return f"{config.to_json_string(use_diff=False)} {[getattr(part, '_attn_implementation', None) for part in parts]}"
 
 
 def _built_in(model: Any) -> bool:

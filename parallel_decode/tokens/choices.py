@@ -38,7 +38,7 @@ class Choice(ABC):
 
         Args:
             scores: after all processors, shape (B, W, V).
-            drafts: the tokens that the window held, shape (B, W).
+            drafts: the tokens that the window held, shape (B, W); perhaps beyond V, as an image's prompt has tokens that it cannot hold itself.
             guessed: which of them came from a guess, not from this choice, shape (B, W); None unless it `couples`.
             positions: of the window, shape (B, W), on the host.
             rows: the rows' numbers in the batch as it was at first, shape (B,), on the host.
@@ -158,6 +158,7 @@ class Maximal(Choice):
         if p.shape[1] == 1:  # final, whatever it is: nothing is gained by keeping a draft
             self._last = rows, positions, p
             return draw(p[:, 0], self.generator)[:, None]
+        drafts = drafts.clamp(max=p.shape[-1] - 1)
         row, column, q, sampled = self._drawn_from(p, positions, rows)
         sampled = sampled & ~guessed & ~undrawable(q)[row, column]
         q_draft = torch.where(sampled, q[row, column, drafts], 1.0)

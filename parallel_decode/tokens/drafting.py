@@ -111,11 +111,11 @@ class Drafting:
             ValueError: a draft has a token that there is not.
         """
         fronts = {row: self.final(row) for row in self.going() if self.final(row) < self.length}
-        host = x.cpu().numpy()  # the same memory, if it is there already
+        reads = self.fresh or self.guess.recycles
+        host = x.cpu().numpy() if reads else None  # the same memory, if it is there already
         written = []
         for row, front in fronts.items():
-            reads = self.fresh or self.guess.recycles
-            predicted = host[row, front : self._reached[row]].tolist() if reads else []
+            predicted = [] if host is None else host[row, front : self._reached[row]].tolist()
             if predicted and self.guess.recycles:
                 self.guess.refused(self._numbers[row], self.texts[row], predicted)
             ahead = predicted if self.fresh else []
@@ -129,9 +129,10 @@ class Drafting:
                 raise ValueError(
                     f"the guess drafted tokens from {min(found)} to {max(found)}, expected 0 to {self.vocabulary or '...'} - 1"
                 )
+            host = x.cpu().numpy() if host is None else host
             host[row, first : first + len(found)] = found
             written.append((row, range(first, first + len(found))))
-        if written and x.device.type != "cpu":
+        if host is not None and written and x.device.type != "cpu":
             x.copy_(torch.from_numpy(host))
         return written
 
