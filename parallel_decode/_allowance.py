@@ -33,6 +33,10 @@ class Allowance:
         """Whether so many passes may be lost."""
         return loss <= self.left
 
+    def earn(self, passes: float) -> None:
+        """So many more passes may be lost."""
+        self.left = min(self.left + passes, self.most)
+
     def settle(self, cost: float, gained: float) -> None:
         """Something took as long as `cost` passes, and gained what `gained` passes would have."""
         self.left = min(self.left + self.share * max(gained, 0.0) + gained - cost, self.most)

@@ -53,7 +53,7 @@ class Tuner:
         self._asynchronous, self._name, self._recalled = asynchronous, name, recalled
         self._known = {arm for arm in arms if gains.proven(arm)}  # from earlier runs
         self._reserve = 0.6 * costs.allowance.left if costs.runs == 1 else 0.0  # the first layer may be the hardest
-        self._arm, self._least = SEQUENTIAL, 1.0  # the time for a position by the best arm that is proven
+        self._arm = SEQUENTIAL
         self._tried: set[Arm] = set()  # in this run
         self._trial = Count()  # of this arm, what is not counted yet
         self._timer = Timer()
@@ -141,10 +141,10 @@ class Tuner:
             return min(windows) if costs.allowance.left > self._reserve else SEQUENTIAL
         times = {SEQUENTIAL: 1.0} | {arm: self._time(arm, left) for arm in windows if gains.proven(arm)}
         other = min(times, key=times.__getitem__)  # in place of a trial
-        self._least, now = times[other], costs.of(min(other.width, left), other.corrected)
+        least, now = times[other], costs.of(min(other.width, left), other.corrected)
         early = other == SEQUENTIAL and front < length // 8  # hard positions may come first, and would tell too little
         for arm in windows if not early else ():
-            if arm not in times and self._may_try(arm, now, left):
+            if arm not in times and self._may_try(arm, least, now, left):
                 times[arm] = self._time(arm, left)
         if self._arm in times and not gains.proven(self._arm):
             return self._arm
@@ -160,8 +160,8 @@ class Tuner:
         """Of a position by that arm, in sequential passes."""
         return self._gains.passes(arm) * self._costs.of(self._gains.size(arm, left), arm.corrected)
 
-    def _may_try(self, arm: Arm, now: float, left: int) -> bool:
-        """Whether to try an arm, where a pass costs `now` otherwise, or to go on trying it."""
+    def _may_try(self, arm: Arm, least: float, now: float, left: int) -> bool:
+        """Whether to try an arm, where a position takes `least` and a pass `now` otherwise, or to go on trying it."""
         costs, gains, covers = self._costs, self._gains, self._costs.allowance.covers
         passes, cost, new = 1.0 if gains.settles(arm) else gains.turn, costs.of(arm.width, arm.corrected), 0.0
         if arm == self._arm:
@@ -173,7 +173,7 @@ class Tuner:
         most = 0.0 if arm == self._arm else new + passes * (cost - 1)  # of what it costs
         if not covers(self._reserve + most):
             return False
-        gain, likely = self._least - self._time(arm, left), new + passes * max(0.0, cost - now)
+        gain, likely = least - self._time(arm, left), new + passes * max(0.0, cost - now)
         return gain > 0 and likely <= gain * left * gains.runs  # as many may follow
 
     def _may_begin(self, arm: Arm, front: int, length: int) -> bool:

@@ -22,6 +22,7 @@ from parallel_decode.system import TriangularSystem
 URGENCY = 4  # how much more a row counts that has more left to do: the batch is done when its last row is
 MARGIN = 1.1  # what a window has to promise over a single token: what is expected of drafts is uncertain
 OPENING = 4  # passes of a run that read single tokens, where windows live on predictions: they gain nothing yet, and this tells what single ones cost now
+PROMISED = 0.3  # of what windows promise to save, as long as they may not be tried: may be lost besides
 KEEPS = 0.9  # of the best rate, down to which a width is kept
 TRIAL = 6.0  # passes of single tokens that a trial of the model takes
 NOTHING = 4  # passes without any saving that are added to those of a run, so that a lucky beginning proves little
@@ -33,8 +34,8 @@ class Adaptive(Schedule):
 
     What a pass costs by its width is measured as it runs, and how often drafts of each kind come true is counted (the first token, and each further one
     given those before it; the first also where single tokens are read); both are remembered, and kept for other processes as by `Auto`. Windows that turn out
-    to lose are given up: what may be lost is two passes (of short texts one for 64 tokens), and half a percent of all (where windows live on the predictions of
-    earlier passes, as of image tokens, 16 passes and 2%).
+    to lose are given up: what may be lost is two passes (of short texts one for 64 tokens), half a percent of all, and three tenths of what the drafts
+    promised to save that could not be read, by those that came true so far (where windows live on the predictions of earlier passes, as of image tokens, 16 passes and 2%).
 
     A model that was never tried is tried, behind its first pass, once windows promise to save what the trial takes, in this run or in as many as there have been; one that fails it is
     read token by token, with a warning. A model with hooks or modules of its own is tried before its first token: nobody knows what they keep of a text.
@@ -82,7 +83,7 @@ class Adaptive(Schedule):
 def _allowance(system: CausalLM) -> Allowance:
     """Windows that live on the predictions of the passes before gain little for some passes, and may cost that; of drafts each one tells at once."""
     if not system.drafting.fresh:
-        return Allowance(free=min(2.0, system.length / 64))
+        return Allowance(free=min(2.0, system.length / 64), most=min(32.0, max(8.0, system.length / 4)))
     return Allowance(free=min(16.0, system.length / 16), share=0.02, most=min(64.0, system.length / 4))
 
 
@@ -116,11 +117,12 @@ class _Tuner:
         self.system, self.drafting, self.costs, self.memory = system, system.drafting, costs, memory
         self.most, self.per_row = most, per_row
         self.trusted = False  # whether it is known what the model can do
+        self.kept = 0.0  # what it took so far to keep rows apart without windows
         self.saves = 0.0  # of a single pass, by the window that was chosen
         self.missed = 0.0  # passes that windows would have saved, had the model been tried
         self.name = name
         self.ragged = self.apart = False
-        self.read = self.passes = 0
+        self.read = self.size = self.passes = 0  # the last window, and the columns of that pass
         self.began = self.before = 0.0
         self.rows = self._rows()
         self.dull: set[tuple[int | None, ...]] = set()  # kinds of drafts that were not worth reading of late
@@ -137,7 +139,7 @@ class _Tuner:
             left = self._left()
             distance = _distance(left)
             if self.passes > 1:  # the first reads the prompt
-                self.rows.add(self.read, self.apart, now - self.began)
+                self.rows.add(self.size, self.apart, now - self.began)
                 self._settle(self.before - distance, now - self.began)
                 if not self._early(left):
                     self.memory.pace.add(self.read, self.before - distance)
@@ -149,7 +151,9 @@ class _Tuner:
             width = self._best(left, distance)
         if width > 1 and not (self.trusted or self._trust(distance)):
             width, self.ragged = 1, False
-        self.read = min(width, length - front)
+        self.read = self.size = min(width, length - front)
+        if self.ragged and not self.apart:
+            self.size += _spread(left)
         self.began = time.perf_counter()
         return range(front, front + self.read)
 
@@ -173,7 +177,7 @@ class _Tuner:
 
     def _settle(self, gained: float, seconds: float | None = None) -> None:
         if self.rows.ready:
-            cost = self.rows.of(self.read, self.apart, seconds) / self.rows.tables[False][1]
+            cost = self.rows.of(self.size, self.apart, seconds) / self.rows.tables[False][1]
             self.memory.allowance.settle(cost, gained)
 
     def _left(self) -> dict[int, int]:
@@ -193,30 +197,41 @@ class _Tuner:
             return 1
         apart, single = self.per_row and uneven, costs.tables[False][1]
         lead = most - distance  # worth nothing, if rows wait for the slowest
-        keeping = most * (costs.tables[True][1] / single - 1)  # what it takes to keep it
-        self.ragged = apart and keeping < lead
+        again = 0 if self.apart else _spread(left)  # columns that the rows ahead would have to read again
+        dearer = costs.tables[True][1] / single - 1
+        keeping = most * dearer + (costs.seconds(1 + again, True) / single - 1 if again else 0.0)  # what that takes
+        # A lead that is given up has to be read again: it is kept until that took as much as it is worth.
+        self.ragged = apart and (keeping < lead or (self.apart and self.kept < lead))
+        self.kept += dearer
         untried = self.drafting.fresh and not self.memory.pace.known
         opening = self.drafting.fresh and self.passes <= OPENING
         if not costs.ready or opening or (untried and self._early(left)):
             return 1
         table, owed = costs.tables[apart], min(lead, keeping) if apart else 0.0
         slow = self.memory.pace.k if self.drafting.fresh else 1.0  # passes before a window gains what it will
+        if apart and again:
+            table = {width: costs.seconds(width + again, True) if width > 1 else table[1] for width in WIDTHS}
         losses = {w: owed + (1 if w == self.read else slow) * (table[w] / single - 1) for w in WIDTHS if w <= self.most}
         widths = [width for width, loss in losses.items() if self.memory.allowance.covers(loss)]
+        saved = 0.0  # of a pass, by the best window, whether it may be tried or not
         if self.drafting.fresh:
             rates = {1: 1 / table[1]} | {width: 1 / (self.memory.pace(width) * table[width]) for width in widths}
         else:
             terms = self._terms(left, distance)
             rates = {1: _gain(terms, 1) / table[1]}
-            bound = _gain(terms, widths[-1]) / table[2] if len(widths) > 1 else 0.0  # if the widest cost no more
-            if bound > MARGIN * rates[1]:
-                rates |= {width: _gain(terms, width) / table[width] for width in widths}
+            if _gain(terms, self.most) / table[2] > MARGIN * rates[1]:  # if the widest cost no more
+                promised = {width: _gain(terms, width) / table[width] for width in losses}
+                saved = max(0.0, 1 - MARGIN * rates[1] / max(promised.values()))
+                if max(promised, key=promised.__getitem__) not in widths:
+                    self.memory.allowance.earn(PROMISED * saved)
+                rates |= {width: promised[width] for width in widths}
         best = max(rates, key=rates.__getitem__)
         margin = 1.0 if self.drafting.fresh and self.read > 1 else MARGIN  # its predictions are worth more
         if rates[best] <= margin * rates[1]:
-            self.dull.add(kinds)
+            if not saved:
+                self.dull.add(kinds)
             return 1
-        self.ragged, self.saves = self.per_row, 1 - rates[1] / rates[best]
+        self.ragged, self.saves, self.kept = self.per_row, 1 - rates[1] / rates[best], 0.0
         keeps = self.drafting.fresh and rates.get(self.read, 0.0) > KEEPS * rates[best]
         return self.read if keeps else best
 
@@ -250,6 +265,11 @@ def _gain(terms: list[tuple[float, float, float]], width: int) -> float:
         weight * (1 + (first * (1 - further ** (width - 1)) / (1 - further) if further < 1 else first * (width - 1)))
         for weight, first, further in terms
     )
+
+
+def _spread(left: dict[int, int]) -> int:
+    """By how much the first row is ahead of the last."""
+    return max(left.values(), default=0) - min(left.values(), default=0)
 
 
 def _distance(left: dict[int, int]) -> float:

@@ -42,8 +42,8 @@ class RowCosts:
 
     def add(self, size: int, apart: bool, seconds: float) -> None:
         self.added += 1
-        self._singles += size == 1 and not apart
-        if self._foreign and size == 1 and not apart:
+        self._singles += size == 1
+        if self._foreign and size == 1 and self.timings[apart].knows(1):
             self._foreign, scale = False, seconds / self.timings[apart].seconds(size)
             for timings in self.timings.values():
                 timings.restore(timings.measured(), scale)
@@ -70,14 +70,15 @@ class RowCosts:
             return seconds
         return min(expected if size == 1 else 2 * expected, seconds)
 
+    def seconds(self, columns: int, apart: bool) -> float:
+        """Of a pass over so many columns."""
+        own, other = self.timings[apart].measured(), self.timings[not apart].measured()
+        if own or not other:
+            return self.timings[apart].seconds(columns, own or [(1, APART if apart else 1.0)])
+        return (APART if apart else 1 / APART) * self.timings[not apart].seconds(columns, other)
+
     def _tabulate(self) -> None:
-        together = self.timings[False].measured() or [(1, 1.0)]
-        table = {width: self.timings[False].seconds(width, together) for width in WIDTHS}
-        apart = self.timings[True].measured()
-        self.tables = {
-            False: table,
-            True: {w: self.timings[True].seconds(w, apart) if apart else APART * table[w] for w in WIDTHS},
-        }
+        self.tables = {apart: {width: self.seconds(width, apart) for width in WIDTHS} for apart in (False, True)}
 
 
 class Record:
