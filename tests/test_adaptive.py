@@ -156,14 +156,14 @@ def test_rows_in_step_gain_what_the_slowest_does() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lead", "apart", "kept", "ragged"),
+    ("lead", "apart", "paid", "ragged"),
     [(60, True, 5.0, True), (1, True, 0.0, True), (1, True, 5.0, False), (1, False, 0.0, False)],
 )
-def test_a_lead_is_kept_where_it_is_worth_the_mask(lead: int, apart: bool, kept: float, ragged: bool) -> None:
+def test_a_lead_is_kept_where_it_is_worth_the_mask(lead: int, apart: bool, paid: float, ragged: bool) -> None:
     """A small one until that took as much as it is worth: windows may come that build on it."""
     made = tuner([[1], [1]], [0, 0], slope=1.0)
     made.drafting.texts[0] += [2] * lead
-    made.apart, made.kept = apart, kept
+    made.apart, made.paid = apart, paid
     assert len(made.window(0, 100)) == 1 and made.ragged is ragged
 
 

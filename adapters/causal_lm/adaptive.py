@@ -34,8 +34,8 @@ class Adaptive(Schedule):
 
     What a pass costs by its width is measured as it runs, and how often drafts of each kind come true is counted (the first token, and each further one
     given those before it; the first also where single tokens are read); both are remembered, and kept for other processes as by `Auto`. Windows that turn out
-    to lose are given up: what may be lost is two passes (of short texts one for 64 tokens), half a percent of all, and three tenths of what the drafts
-    promised to save that could not be read, by those that came true so far (where windows live on the predictions of earlier passes, as of image tokens, 16 passes and 2%).
+    to lose are given up: what may be lost is two passes (of short texts one for 64 tokens), half a percent of all, and three tenths of what drafts
+    promised to save while no more could be lost, by those that came true so far (where windows live on the predictions of earlier passes, as of image tokens, 16 passes and 2%).
 
     A model that was never tried is tried, behind its first pass, once windows promise to save what the trial takes, in this run or in as many as there have been; one that fails it is
     read token by token, with a warning. A model with hooks or modules of its own is tried before its first token: nobody knows what they keep of a text.
@@ -117,7 +117,7 @@ class _Tuner:
         self.system, self.drafting, self.costs, self.memory = system, system.drafting, costs, memory
         self.most, self.per_row = most, per_row
         self.trusted = False  # whether it is known what the model can do
-        self.kept = 0.0  # what it took so far to keep rows apart without windows
+        self.paid = 0.0  # what it took, since the last window, to keep rows apart
         self.saves = 0.0  # of a single pass, by the window that was chosen
         self.missed = 0.0  # passes that windows would have saved, had the model been tried
         self.name = name
@@ -201,8 +201,8 @@ class _Tuner:
         dearer = costs.tables[True][1] / single - 1
         keeping = most * dearer + (costs.seconds(1 + again, True) / single - 1 if again else 0.0)  # what that takes
         # A lead that is given up has to be read again: it is kept until that took as much as it is worth.
-        self.ragged = apart and (keeping < lead or (self.apart and self.kept < lead))
-        self.kept += dearer
+        self.ragged = apart and (keeping < lead or (self.apart and self.paid < lead))
+        self.paid += dearer
         untried = self.drafting.fresh and not self.memory.pace.known
         opening = self.drafting.fresh and self.passes <= OPENING
         if not costs.ready or opening or (untried and self._early(left)):
@@ -231,7 +231,7 @@ class _Tuner:
             if not saved:
                 self.dull.add(kinds)
             return 1
-        self.ragged, self.saves, self.kept = self.per_row, 1 - rates[1] / rates[best], 0.0
+        self.ragged, self.saves, self.paid = self.per_row, 1 - rates[1] / rates[best], 0.0
         keeps = self.drafting.fresh and rates.get(self.read, 0.0) > KEEPS * rates[best]
         return self.read if keeps else best
 
