@@ -256,3 +256,11 @@ def test_what_could_not_be_drawn_is_no_sample_of_the_next_pass(coupling: type[Ma
     scores[0, 0, found[0, 0]] = scores[0, 1, 5] = 0.0  # nothing else can be
     assert choice(scores, found, torch.zeros(1, 2, dtype=torch.bool), places, rows).tolist() == [[int(found[0, 0]), 5]]
     assert not bool(choice.undrawable.any())
+
+
+@pytest.mark.parametrize("kind", [Maximal, Speculative])
+def test_a_draft_beyond_the_vocabulary_becomes_a_token_of_it(kind: type[Maximal]) -> None:
+    """An image's prompt, which windows hold at first, has tokens that the image itself cannot have."""
+    drafts, guessed = torch.full((1, 3), 9), torch.ones(1, 3, dtype=torch.bool)
+    tokens = kind()(torch.zeros(1, 3, 4), drafts, guessed, torch.arange(3)[None], torch.arange(1))
+    assert tokens.shape == (1, 3) and bool((tokens < 4).all())
