@@ -31,6 +31,7 @@ def known() -> tuple[dict[int, RowCosts], Memory]:
     for _ in range(50):
         memory.record(2).add(3, 4)
     memory.pace.k, memory.pace.known = 2.7, True
+    memory.allowance.restore(left=1.5, lost=2.5)
     return costs, memory
 
 
@@ -43,6 +44,7 @@ def test_another_process_knows_the_same(folder: Path) -> None:
     assert {rows: each.tables for rows, each in found.items()} == {rows: each.tables for rows, each in costs.items()}
     assert other.record(2).chances == pytest.approx(memory.record(2).chances)
     assert (other.pace.k, other.pace.known) == (2.7, True)
+    assert (other.allowance.left, other.allowance.lost) == (1.5, 2.5)
     untouched: dict[int, RowCosts] = {}
     load("another name", untouched, Memory())
     assert not untouched
@@ -69,6 +71,8 @@ def test_a_machine_that_is_slower_now_is_compared_with_itself(folder: Path) -> N
         {"records": [[2, 1.0]]},
         {"pace": "fast"},
         {"pace": -1},
+        {"allowance": [1.0]},
+        {"allowance": [math.nan, 0.0]},
         None,
     ],
     ids=str,
@@ -82,7 +86,7 @@ def test_a_damaged_file_is_as_if_it_was_not_there(folder: Path, change: dict[str
     path.write_text(json.dumps(content))
     found, other = dict[int, RowCosts](), Memory()
     load("name", found, other)
-    assert not found and not other.records and not other.pace.known
+    assert not found and not other.records and not other.pace.known and other.allowance.left == Memory().allowance.left
 
 
 def test_texts_are_the_same_with_what_another_process_learnt(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,9 +22,9 @@ from parallel_decode.system import TriangularSystem
 URGENCY = 4  # how much more a row counts that has more left to do: the batch is done when its last row is
 MARGIN = 1.1  # what a window has to promise over a single token: what is expected of drafts is uncertain
 OPENING = 4  # passes of a run that read single tokens, where windows live on predictions: they gain nothing yet, and this tells what single ones cost now
-PROMISED = 0.3  # of what windows promise to save, as long as they may not be tried: may be lost besides
+PROMISED = 0.3  # of what windows promise to save, as long as they may not be tried: is lent to them
 KEEPS = 0.9  # of the best rate, down to which a width is kept
-TRIAL = 6.0  # passes of single tokens that a trial of the model takes
+TRIAL = 9.0  # passes of single tokens that windows have to promise before the model is tried, which takes some six
 NOTHING = 4  # passes without any saving that are added to those of a run, so that a lucky beginning proves little
 
 
@@ -35,7 +35,7 @@ class Adaptive(Schedule):
     What a pass costs by its width is measured as it runs, and how often drafts of each kind come true is counted (the first token, and each further one
     given those before it; the first also where single tokens are read); both are remembered, and kept for other processes as by `Auto`. Windows that turn out
     to lose are given up: what may be lost is two passes (of short texts one for 64 tokens), half a percent of all, and three tenths of what drafts
-    promised to save while no more could be lost, by those that came true so far (where windows live on the predictions of earlier passes, as of image tokens, 16 passes and 2%).
+    promised to save while no more could be lost, by those that came true so far, until earlier runs lost an eighth of a text by that, or 16 passes (where windows live on the predictions of earlier passes, as of image tokens, 16 passes and 2%).
 
     A model that was never tried is tried, behind its first pass, once windows promise to save what the trial takes, in this run or in as many as there have been; one that fails it is
     read token by token, with a warning. A model with hooks or modules of its own is tried before its first token: nobody knows what they keep of a text.
@@ -172,6 +172,7 @@ class _Tuner:
         with LOCK:
             if self.passes > 1:
                 self._settle(min(gained, self.before))
+            self.memory.allowance.end_run()
             if self.name is not None:
                 save(self.name, self.costs, self.memory)
 
@@ -191,49 +192,66 @@ class _Tuner:
 
     def _best(self, left: dict[int, int], distance: float) -> int:
         """The width for the drafts that there are now; notes whether rows have windows of their own."""
-        costs, kinds, most = self.rows, tuple(self.drafting.kinds), max(left.values(), default=1)
-        uneven = min(left.values(), default=most) < most
-        if kinds in self.dull and not uneven:
+        costs, allowance, kinds = self.rows, self.memory.allowance, tuple(self.drafting.kinds)
+        spread, self.ragged = _spread(left), False
+        if kinds in self.dull and not spread:
             return 1
-        apart, single = self.per_row and uneven, costs.tables[False][1]
-        lead = most - distance  # worth nothing, if rows wait for the slowest
-        again = 0 if self.apart else _spread(left)  # columns that the rows ahead would have to read again
-        dearer = costs.tables[True][1] / single - 1
-        keeping = most * dearer + (costs.seconds(1 + again, True) / single - 1 if again else 0.0)  # what that takes
-        # A lead that is given up has to be read again: it is kept until that took as much as it is worth.
-        self.ragged = apart and (keeping < lead or (self.apart and self.paid < lead))
-        self.paid += dearer
-        untried = self.drafting.fresh and not self.memory.pace.known
-        opening = self.drafting.fresh and self.passes <= OPENING
-        if not costs.ready or opening or (untried and self._early(left)):
+        apart = self.per_row and spread > 0
+        again = 0 if self.apart or not apart else spread  # columns that the rows ahead would have to read again
+        owed = self._keep_lead(max(left.values()), distance, again) if apart else 0.0
+        if not costs.ready or self._opening(left):
             return 1
-        table, owed = costs.tables[apart], min(lead, keeping) if apart else 0.0
-        slow = self.memory.pace.k if self.drafting.fresh else 1.0  # passes before a window gains what it will
-        if apart and again:
+        table = costs.tables[apart]
+        if again:
             table = {width: costs.seconds(width + again, True) if width > 1 else table[1] for width in WIDTHS}
-        losses = {w: owed + (1 if w == self.read else slow) * (table[w] / single - 1) for w in WIDTHS if w <= self.most}
-        widths = [width for width, loss in losses.items() if self.memory.allowance.covers(loss)]
-        saved = 0.0  # of a pass, by the best window, whether it may be tried or not
-        if self.drafting.fresh:
-            rates = {1: 1 / table[1]} | {width: 1 / (self.memory.pace(width) * table[width]) for width in widths}
-        else:
-            terms = self._terms(left, distance)
-            rates = {1: _gain(terms, 1) / table[1]}
-            if _gain(terms, self.most) / table[2] > MARGIN * rates[1]:  # if the widest cost no more
-                promised = {width: _gain(terms, width) / table[width] for width in losses}
-                saved = max(0.0, 1 - MARGIN * rates[1] / max(promised.values()))
-                if max(promised, key=promised.__getitem__) not in widths:
-                    self.memory.allowance.earn(PROMISED * saved)
-                rates |= {width: promised[width] for width in widths}
-        best = max(rates, key=rates.__getitem__)
+        rates = self._rates(left, distance, table)
+        slow = self.memory.pace.k if self.drafting.fresh else 1.0  # passes before a window gains what it will
+        affordable = [1]
+        for width in rates:
+            dearer = table[width] / costs.tables[False][1] - 1
+            if width > 1 and allowance.covers(owed + dearer * (1 if width == self.read else slow)):
+                affordable.append(width)
+        best, promising = (max(widths, key=rates.__getitem__) for widths in (affordable, rates))
         margin = 1.0 if self.drafting.fresh and self.read > 1 else MARGIN  # its predictions are worth more
+        saved = (
+            1 - margin * rates[1] / rates[promising]
+        )  # of a pass, by the best window, whether it may be tried or not
+        if saved > 0 and best != promising and not self.drafting.fresh:
+            allowance.lend(PROMISED * saved)
         if rates[best] <= margin * rates[1]:
-            if not saved:
+            if saved <= 0:
                 self.dull.add(kinds)
             return 1
         self.ragged, self.saves, self.paid = self.per_row, 1 - rates[1] / rates[best], 0.0
         keeps = self.drafting.fresh and rates.get(self.read, 0.0) > KEEPS * rates[best]
         return self.read if keeps else best
+
+    def _keep_lead(self, most: int, distance: float, again: int) -> float:
+        """Rows are apart: notes whether they stay so where single tokens are read; returns the passes that a window risks by that.
+
+        A lead that is given up has to be read again, so it is kept until that took as much as the lead is worth.
+        """
+        tables, lead = self.rows.tables, most - distance  # worth nothing, if rows wait for the slowest
+        single = tables[False][1]
+        dearer = tables[True][1] / single - 1
+        takes = most * dearer + (self.rows.seconds(1 + again, True) / single - 1 if again else 0.0)
+        self.ragged = takes < lead or (self.apart and self.paid < lead)
+        self.paid += dearer
+        return min(lead, takes)
+
+    def _opening(self, left: dict[int, int]) -> bool:
+        """Whether windows that live on predictions have to wait: a run begins, or nothing is known of them and these are the hardest positions."""
+        return self.drafting.fresh and (self.passes <= OPENING or (not self.memory.pace.known and self._early(left)))
+
+    def _rates(self, left: dict[int, int], distance: float, table: dict[int, float]) -> dict[int, float]:
+        """Positions a second by width, as expected; of single tokens alone where no window can be worth it."""
+        widths = [width for width in WIDTHS if width <= self.most]
+        if self.drafting.fresh:
+            return {width: 1 / (self.memory.pace(width) * table[width]) for width in widths}
+        terms = self._terms(left, distance)
+        if _gain(terms, self.most) / table[2] <= MARGIN * _gain(terms, 1) / table[1]:  # if the widest cost no more
+            widths = [1]
+        return {width: _gain(terms, width) / table[width] for width in widths}
 
     def _trust(self, distance: float) -> bool:
         """Whether the model may be read in windows; one that was never tried is tried where that pays, with so many passes to go."""
