@@ -116,10 +116,10 @@ def _forwards(model: Any, method: Callable[[], Any]) -> int:
     return count[0]
 
 
-def trial(model: Any, ids: Tensor, length: int) -> tuple[float, float]:
-    """What trying the model costs as a share of what `generate` takes for one prompt: the first time, and in a process that recalls the answer."""
+def checking(model: Any, ids: Tensor, length: int) -> tuple[float, float]:
+    """What checking the model costs as a share of what `generate` takes for one prompt: the first time, and in a process that recalls the answer."""
+    from parallel_decode.adapters.causal_lm.model_check import _KNOWN, ModelCheck
     from parallel_decode.adapters.causal_lm.prompt import Prompt
-    from parallel_decode.adapters.causal_lm.trial import _KNOWN, Trial
 
     options = {"do_sample": False, "max_new_tokens": length, "eos_token_id": None, "pad_token_id": 0}
     shares: dict[str, list[float]] = {"off": [], "kept": []}
@@ -128,7 +128,7 @@ def trial(model: Any, ids: Tensor, length: int) -> tuple[float, float]:
             os.environ["PARALLEL_DECODE_CACHE"] = "off" if where == "off" else folder
             _KNOWN.clear()
             began = time.perf_counter()
-            Trial(model, Prompt(ids[:1], 0), {}).result()
+            ModelCheck(model, Prompt(ids[:1], 0), {}).result()
             middle = time.perf_counter()
             model.generate(ids[:1], attention_mask=torch.ones_like(ids[:1]), **options)
             shares[where].append((middle - began) / (time.perf_counter() - middle))
@@ -161,9 +161,9 @@ def main() -> None:
     figures: list[dict[str, Any]] = []
     threads = list(map(int, options.threads.split(",")))
     torch.set_num_threads(threads[0])
-    share, recalled = trial(model, prompts(words, "code", 1).to(options.device), options.tokens)
+    share, recalled = checking(model, prompts(words, "code", 1).to(options.device), options.tokens)
     print(
-        f"trying the model: {share:.1%} of generate's time for {options.tokens} tokens, recalling that: {recalled:.2%}"
+        f"checking the model: {share:.1%} of generate's time for {options.tokens} tokens, recalling that: {recalled:.2%}"
     )
     print(
         "time: generate's over the method's; tokens: per forward and row; same: share of rows with generate's text; first 48: time over 48 tokens"

@@ -68,23 +68,23 @@ def calibrate(
     with progress_bar(progress, "calibrate", system.depth, unit="layer") as show:
 
         def measure_layer(index: int, make: Callable[[], TriangularSystem]) -> Tensor:
-            trial = _Trial(make, tol, runs)
-            layer = trial.measure([Sequential(), *(_windows(trial.length) if given is None else given)])
+            layer = _Layer(make, tol, runs)
+            found = layer.measure([Sequential(), *(_windows(layer.length) if given is None else given)])
             if given is None:
-                best = min(layer[1:], key=_seconds).schedule
+                best = min(found[1:], key=_seconds).schedule
                 varied = [replace(best, start="zeros"), replace(best, correction=SecantCorrection())]
-                layer += trial.measure(varied if trial.truth.is_floating_point() else varied[:1])
-            measured.append(tuple(layer))
-            fastest = min(layer, key=_seconds)
-            chosen.append((fastest if fastest.seconds < MARGIN * layer[0].seconds else layer[0]).schedule)
+                found += layer.measure(varied if layer.truth.is_floating_point() else varied[:1])
+            measured.append(tuple(found))
+            fastest = min(found, key=_seconds)
+            chosen.append((fastest if fastest.seconds < MARGIN * found[0].seconds else found[0]).schedule)
             show(index + 1)
-            return trial.truth
+            return layer.truth
 
         system.walk(measure_layer)
     return Plan(tuple(chosen), dict(system.identity), tuple(measured))
 
 
-class _Trial:
+class _Layer:
     """One layer, to be solved by one schedule and another."""
 
     def __init__(self, make: Callable[[], TriangularSystem], tol: float | None, runs: int) -> None:

@@ -48,7 +48,7 @@ def main() -> None:
 
 @app.command(cls=Command)
 def cache(clear: Annotated[bool, typer.Option("--clear", help="forget it")] = False) -> None:
-    """What was learnt on this machine: costs and gains of windows, tried language models. PARALLEL_DECODE_CACHE names another folder, or is "off"."""
+    """What was learnt on this machine: costs and gains of windows, checks of language models. PARALLEL_DECODE_CACHE names another folder, or is "off"."""
     folder = _disk_cache.folder()
     files = [] if folder is None else [path for path in sorted(folder.glob("*/*")) if path.is_file()]
     for kind in dict.fromkeys(path.parent.name for path in files):

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 import parallel_decode as pd
 from parallel_decode._allowance import Allowance
 from parallel_decode.adapters.causal_lm import Adaptive, adaptive
-from parallel_decode.adapters.causal_lm.adaptive import PROMISED, _gain, _Tuner
+from parallel_decode.adapters.causal_lm import tuner as tuning
 from parallel_decode.adapters.causal_lm.memory import APART, FORGET, KEPT, WIDTHS, Memory, Pace, Record, RowCosts
-from parallel_decode.adapters.causal_lm.trial import Trust
+from parallel_decode.adapters.causal_lm.model_check import Trust
+from parallel_decode.adapters.causal_lm.tuner import PROMISED, Tuner, _gain
 from parallel_decode.tokens import Draft, Drafting, Last
 from tests.systems import halves, theorem
 
@@ -99,7 +100,7 @@ class System:
 
     def __init__(self, drafting: Drafting, known: bool = True, result: Trust = Trust()) -> None:  # noqa: B008 - it does not change
         self.drafting, self._result, self.asked = drafting, result, 0
-        self.trial = SimpleNamespace(recalled=result if known else None)
+        self.model_check = SimpleNamespace(recalled=result if known else None)
 
     @property
     def trust(self) -> Trust:
@@ -109,7 +110,7 @@ class System:
 
 def tuner(
     texts: Sequence[list[int]], kinds: Sequence[int | None], slope: float, most: int = 64, per_row: bool = True
-) -> _Tuner:
+) -> Tuner:
     """With passes that take 1 + slope for each further token, drafts of kind 1 that always come true, and of kind 0 never; and all that may be lost saved up."""
     drafting = Drafting(Last(), texts, 100)
     drafting.kinds = list(kinds)
@@ -122,7 +123,7 @@ def tuner(
             for _ in range(2):
                 costs.add(width, apart, 1 + slope * (width - 1) + 0.05 * apart)
     memory.allowance.left = memory.allowance.most
-    return _Tuner(System(drafting), {len(texts): costs}, memory, most, per_row)  # type: ignore[arg-type]
+    return Tuner(System(drafting), {len(texts): costs}, memory, most, per_row)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +182,7 @@ def test_what_drafts_promised_may_be_lost_besides() -> None:
     made, clock = tuner([[1]], [1], slope=0.2), [0.0]
     made.memory.allowance.left = -1.0
     widths = []
-    with patch.object(adaptive, "time", SimpleNamespace(perf_counter=lambda: clock[0])):
+    with patch.object(tuning, "time", SimpleNamespace(perf_counter=lambda: clock[0])):
         for front in range(10):
             widths.append(len(made.window(front, 100)))
             clock[0] += 1 + 0.2 * (widths[-1] - 1)
@@ -225,12 +226,12 @@ def test_windows_that_live_on_predictions_begin_where_the_hardest_part_is_over(m
         return len(made.window(final, 100))
 
     assert width(0, known=True) == 1
-    monkeypatch.setattr(adaptive, "OPENING", 0)
+    monkeypatch.setattr(tuning, "OPENING", 0)
     assert width(0, known=False) == 1
     assert width(13, known=False) > 4 and width(0, known=True) > 4
 
 
-def untried(kind: int, runs: int = 1, result: Trust = Trust()) -> _Tuner:  # noqa: B008 - it does not change
+def untried(kind: int, runs: int = 1, result: Trust = Trust()) -> Tuner:  # noqa: B008 - it does not change
     """Of a model that was never tried, with drafts of a kind."""
     made = tuner([[1]], [kind], slope=0.7)
     made.system = System(made.drafting, known=False, result=result)  # type: ignore[assignment]
@@ -238,7 +239,7 @@ def untried(kind: int, runs: int = 1, result: Trust = Trust()) -> _Tuner:  # noq
     return made
 
 
-def singles(made: _Tuner) -> int:
+def singles(made: Tuner) -> int:
     """How many single tokens are read before the first window."""
     for passes in range(100):
         if len(made.window(passes, 100)) > 1:
@@ -248,7 +249,7 @@ def singles(made: _Tuner) -> int:
 
 
 def test_a_model_is_tried_where_that_can_pay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adaptive, "TRIAL", 12.0)
+    monkeypatch.setattr(tuning, "CHECK", 12.0)
     first, later, never = untried(1), untried(1, runs=4), untried(0)
     assert 1 == singles(later) < singles(first) < 100 == singles(never), "the first pass tells whether it can be read"
     tried = [made.system.asked for made in (first, later, never)]  # type: ignore[attr-defined]
@@ -321,7 +322,7 @@ def test_never_much_slower_than_one_token_at_a_time(
     with drafts that promise much."""
     clock, length, random, dearest = [0.0], 100, Random(seed), 0.0
     with (
-        patch.multiple(adaptive, CausalLM=System, time=SimpleNamespace(perf_counter=lambda: clock[0])),
+        patch.object(tuning, "time", SimpleNamespace(perf_counter=lambda: clock[0])),
         patch.object(Allowance, "lend", autospec=True, side_effect=Allowance.lend) as lend,
     ):
         costs: dict[int, RowCosts] = {}
@@ -334,7 +335,7 @@ def test_never_much_slower_than_one_token_at_a_time(
             guess.fresh = fresh
             drafting = Drafting(guess, [[1]] * batch, length)
             system = System(drafting)
-            made = _Tuner(system, costs, memory, 64, per_row)  # type: ignore[arg-type]
+            made = Tuner(system, costs, memory, 64, per_row)  # type: ignore[arg-type]
             x = torch.zeros(batch, length, dtype=torch.long)
             drafting.write(x)
             fronts = [0] * batch

@@ -13,7 +13,7 @@ import transformers
 
 from parallel_decode import _disk_cache
 from parallel_decode._fingerprint import fingerprint
-from parallel_decode.adapters.causal_lm import trial
+from parallel_decode.adapters.causal_lm import model_check
 from parallel_decode.adapters.causal_lm.prompt import Prompt
 
 
@@ -91,21 +91,21 @@ def test_processes_that_write_at_once_leave_one_whole_value(folder: Path) -> Non
 
 @pytest.fixture
 def forwards(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """Grows by every trial that is made; what this process knows is forgotten before each."""
+    """Grows by every check that is made; what this process knows is forgotten before each."""
     made: list[Any] = []
-    original = trial._try
+    original = model_check._check
 
-    def counted(*args: Any) -> trial.Trust:
+    def counted(*args: Any) -> model_check.Trust:
         made.append(args)
         return original(*args)
 
-    monkeypatch.setattr(trial, "_try", counted)
+    monkeypatch.setattr(model_check, "_check", counted)
     yield made
 
 
-def tried(model: Any, padded: bool = False) -> trial.Trust:
-    trial._KNOWN.clear()
-    return trial.Trial(model, Prompt(torch.arange(3, 15)[None], 0), {}, padded).result()
+def checked(model: Any, padded: bool = False) -> model_check.Trust:
+    model_check._KNOWN.clear()
+    return model_check.ModelCheck(model, Prompt(torch.arange(3, 15)[None], 0), {}, padded).result()
 
 
 def model(seed: int = 0, kind: str = "Llama", **more: Any) -> Any:
@@ -128,18 +128,18 @@ def test_any_model_has_a_fingerprint() -> None:
 
 
 def test_another_process_recalls_a_trial(forwards: list[Any]) -> None:
-    found = tried(model())
-    assert tried(model()) == found == trial.Trust() and len(forwards) == 1
+    found = checked(model())
+    assert checked(model()) == found == model_check.Trust() and len(forwards) == 1
 
 
 def test_what_a_trial_found_wrong_is_recalled_too(forwards: list[Any]) -> None:
     mpt: Any = transformers.MptForCausalLM(transformers.MptConfig(d_model=32, n_heads=4, n_layers=2, vocab_size=64))
-    first, again = tried(mpt.eval()), tried(mpt)
+    first, again = checked(mpt.eval()), checked(mpt)
     assert first == again and first.no_rows and len(forwards) == 1
 
 
 def test_whatever_could_change_the_answer_is_tried_anew(forwards: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of these is another model as far as a trial goes."""
+    """Each of these is another model as far as a check goes."""
 
     def patched(self: Any, *args: Any, **kwargs: Any) -> Any:
         return original(self, *args, **kwargs)
@@ -155,7 +155,7 @@ def test_whatever_could_change_the_answer_is_tried_anew(forwards: list[Any], mon
     def training() -> Any:
         return model(attention_dropout=0.0).train()
 
-    tried(model())
+    checked(model())
     others = [
         lambda: model(seed=1),
         lambda: model(num_key_value_heads=2),
@@ -165,18 +165,18 @@ def test_whatever_could_change_the_answer_is_tried_anew(forwards: list[Any], mon
         training,
     ]
     for number, other in enumerate(others, 2):
-        tried(other())
+        checked(other())
         assert len(forwards) == number, other
-    tried(model(), padded=True)
+    checked(model(), padded=True)
     assert len(forwards) == number + 1
-    theirs = vars(trial)["transformers"]  # diffusers may have put another module in its place for us
+    theirs = vars(model_check)["transformers"]  # diffusers may have put another module in its place for us
     monkeypatch.setattr(theirs, "__version__", "another")
-    tried(model())
+    checked(model())
     assert len(forwards) == number + 2
     attention = type(model().model.layers[0].self_attn)
     original = attention.forward
     monkeypatch.setattr(attention, "forward", patched)  # as libraries of faster kernels do
-    tried(model())
+    checked(model())
     assert len(forwards) == number + 3
 
 
@@ -192,14 +192,14 @@ def test_hooks_and_modules_of_ones_own_are_not_remembered(forwards: list[Any], f
     mlp = replaced.model.layers[0].mlp
     mlp.forward = lambda x, forward=mlp.forward: forward(x)
     for number, other in enumerate((hooked, hooked, replaced, replaced, own, own, broken, broken), 1):
-        tried(other)
+        checked(other)
         assert len(forwards) == number
     assert not folder.exists()
 
 
 @pytest.mark.parametrize("value", [None, 3, [], ["", ""], ["", "", 3], [1, "", None], ["", "", None, None], {"a": 1}])
 def test_what_is_no_answer_is_not_believed(value: Any, forwards: list[Any], folder: Path) -> None:
-    tried(model())
+    checked(model())
     (file,) = folder.rglob("*.json")
     file.write_text(json.dumps(json.loads(file.read_text()) | {"value": value}))
-    assert tried(model()) == trial.Trust() and len(forwards) == 2
+    assert checked(model()) == model_check.Trust() and len(forwards) == 2

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 import parallel_decode as pd
-from parallel_decode.adapters.causal_lm import CausalLM, adaptive, parallel_generate, trial
+from parallel_decode.adapters.causal_lm import CausalLM, adaptive, model_check, parallel_generate, tuner
 from parallel_decode.adapters.causal_lm import cache as cache_module
 from parallel_decode.adapters.causal_lm.cache import NAME, ROOM, FixedLayer, Slots
 from parallel_decode.tokens import Gumbel
@@ -183,8 +183,8 @@ def schedule(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """A schedule's name; "auto at once" is "auto" that wants a window for its first pass, as where much is known of the model's configuration."""
     name, *at_once = str(request.param).split(maxsplit=1)
     if at_once:
-        monkeypatch.setattr(adaptive, "TRIAL", 0.0)
-        monkeypatch.setattr(adaptive._Tuner, "_best", lambda *_: 4)
+        monkeypatch.setattr(tuner, "CHECK", 0.0)
+        monkeypatch.setattr(tuner.Tuner, "_best", lambda *_: 4)
     return name
 
 
@@ -264,7 +264,7 @@ def test_rotary_embeddings_that_change_with_the_length(kind: str, batch: int) ->
 
 
 def test_distances_in_columns_of_the_cache_beyond_the_trial() -> None:
-    """GPT-Neo's local attention counts slots of the cache: a prompt longer than the trial's shows it."""
+    """GPT-Neo's local attention counts slots of the cache: a prompt longer than the check's shows it."""
     torch.manual_seed(0)
     kinds = [[["local"], 2]]
     small = {"vocab_size": V, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "initializer_range": 0.3}
@@ -543,7 +543,7 @@ def test_a_generator_of_ones_own(sampling: str) -> None:
         assert torch.equal(texts[0], model.generate(**options))
 
 
-# What a trial has to see ------------------------------------------------------------------------------------------------------------------------
+# What a check has to see ------------------------------------------------------------------------------------------------------------------------
 
 
 def same(model: Any, batch: int, **more: Any) -> None:
@@ -605,12 +605,12 @@ def test_a_trial_in_the_middle_of_a_text_leaves_no_trace(
     batch: int, in_place: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It puts back what forwards set; models that may hide what they keep are tried before the first token."""
-    monkeypatch.setattr(adaptive, "TRIAL", 0.0)
+    monkeypatch.setattr(tuner, "CHECK", 0.0)
     if not in_place:
-        monkeypatch.setattr(trial, "OWN", (*trial.OWN, "tests."))
+        monkeypatch.setattr(model_check, "OWN", (*model_check.OWN, "tests."))
     monkeypatch.setattr(adaptive, "_MEMORIES", {})
-    tries = MagicMock(side_effect=trial._try)
-    monkeypatch.setattr(trial, "_try", tries)
+    tries = MagicMock(side_effect=model_check._check)
+    monkeypatch.setattr(model_check, "_check", tries)
     model = Remembers(make("Llama").config).eval()
     model.in_place = in_place
     options = {**prompts(batch), "do_sample": False, "max_new_tokens": 60, "pad_token_id": PAD}
@@ -627,10 +627,10 @@ def test_a_trial_in_the_middle_of_a_text_leaves_no_trace(
 def test_a_trial_that_fails_in_the_middle_of_a_text_loses_nothing(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adaptive, "TRIAL", 0.0)
+    monkeypatch.setattr(tuner, "CHECK", 0.0)
     monkeypatch.setattr(adaptive, "_MEMORIES", {})
     read = MagicMock(side_effect=error)
-    monkeypatch.setattr(trial, "Reader", lambda *args: SimpleNamespace(read=read))
+    monkeypatch.setattr(model_check, "Reader", lambda *args: SimpleNamespace(read=read))
     ids = torch.randint(2, V, (6, 12), generator=torch.Generator().manual_seed(1))
     options = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": 60}
     model = make("Llama")

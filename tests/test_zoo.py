@@ -36,9 +36,9 @@ def test_equal_or_refused(name: str) -> None:
 
 
 def test_a_model_that_counts_the_columns_of_its_cache_is_found_out(monkeypatch: Any) -> None:
-    """The trial is what keeps MPT right: without it the text is another."""
-    from parallel_decode.adapters.causal_lm import trial
+    """The check is what keeps MPT right: without it the text is another."""
+    from parallel_decode.adapters.causal_lm import model_check
 
     assert zoo.outcome("mpt")[0] == "in step"
-    monkeypatch.setattr(trial.Trial, "result", lambda self: trial.Trust())
+    monkeypatch.setattr(model_check.ModelCheck, "result", lambda self: model_check.Trust())
     assert zoo.outcome("mpt")[0] == "OTHER TEXT"

@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 import parallel_decode as pd
-from parallel_decode.adapters.causal_lm import adaptive, cache, parallel_generate
+from parallel_decode.adapters.causal_lm import cache, parallel_generate, tuner
 
 MADE_FOR = version.parse("5.24.0")
 V, NEW = 64, 40
@@ -239,7 +239,7 @@ def differences(model: Any) -> list[str]:
             expected = model.generate(**options)
             for name, own in OWN.items():
                 torch.manual_seed(5)
-                with patch.object(adaptive, "TRIAL", 0.0):  # "auto" tries a model in the middle of its first text
+                with patch.object(tuner, "CHECK", 0.0):  # "auto" checks a model in the middle of its first text
                     text = model.generate(**options, custom_generate=parallel_generate, **own)
                 if text.shape != expected.shape or not bool((text == expected).all()):
                     found.append(f"batch {batch}, {how}, {name}")

@@ -12,8 +12,8 @@ from transformers import StaticCache
 
 from parallel_decode.adapters.causal_lm.cache import NAME
 from parallel_decode.adapters.causal_lm.guidance import Guidance, taken_out
+from parallel_decode.adapters.causal_lm.model_check import ModelCheck
 from parallel_decode.adapters.causal_lm.prompt import Prompt
-from parallel_decode.adapters.causal_lm.trial import Trial
 from parallel_decode.tokens.processors import Processors
 
 MODES = (  # options that ask for something else than greedy text or samples
@@ -104,7 +104,7 @@ def processors_and_guidance(
         longer = guidance.ids.shape[1] > ids.shape[1]
         held = cache is not None and cache.get_seq_length() > 0
         narrow = longer and (returned or isinstance(cache, StaticCache))
-        trust = Trial(model, Prompt(ids, 0), {}, padded=True).result().or_refuse()
+        trust = ModelCheck(model, Prompt(ids, 0), {}, padded=True).result().or_refuse()
         if held or narrow or others_given or trust.no_windows or trust.no_rows:
             return Processors(logits_processor), None
     return Processors(others), guidance

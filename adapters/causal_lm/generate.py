@@ -49,7 +49,7 @@ def parallel_generate(
     """Decode in windows of guesses: `model.generate(**inputs, custom_generate=parallel_generate, ...)`.
 
     Greedy text is `generate`'s, token for token, and so is a sample for the same seed. (In bfloat16 two kernels may break a near tie of two tokens
-    differently, here as in every method that reads several tokens at once.) A model is tried before its first window, by four short forwards over the beginning of the
+    differently, here as in every method that reads several tokens at once.) A model is checked before its first window, by four short forwards over the beginning of the
     prompt: one that cannot be read in windows is decoded one token at a time, with a warning, or refused. What is gained depends on how
     much of the text can be guessed: on code, or on answers that repeat their prompt, 2 to 6 tokens a forward; on ordinary
     prose next to nothing, and then `schedule="auto"` decodes one token at a time, as `generate` does. Plain Jacobi decoding
@@ -64,7 +64,7 @@ def parallel_generate(
             distribution, another sample, fewer passes at times).
         generator: for sampling, on the model's device; the default one if None. Threads that sample at the same time get independent samples.
         stream: a streamer: it gets the prompt, and then final tokens alone. That of `generate(streamer=...)` by default.
-        report: a dictionary, to be filled with forwards, tokens, tokens_per_forward, passes, seconds and the `Solution` (without the forwards of the trial).
+        report: a dictionary, to be filled with forwards, tokens, tokens_per_forward, passes, seconds and the `Solution` (without the forwards of that check).
         model_kwargs: what the model gets besides.
 
     Returns:
@@ -194,7 +194,7 @@ def _one_by_one(system: Generation, schedule: Schedule | Selective) -> str:
     bounded = system.reach < system.length and (
         system.reach < 2 or not isinstance(schedule, Schedule) or not schedule.freezes
     )
-    if isinstance(schedule, Adaptive) and not bounded and system.trial.built_in:  # it asks when it wants a window
+    if isinstance(schedule, Adaptive) and not bounded and system.model_check.built_in:  # it asks when it wants a window
         return ""
     trust = system.trust.or_refuse()
     return trust.no_windows or (trust.no_rows if bounded else "")

@@ -98,7 +98,7 @@ class Record:
         self.fade(64)  # the text may change
 
     def fade(self, most: float) -> None:
-        """Let what was long ago count for less: for so many trials in all."""
+        """Let what was long ago count for less: for so many drafts in all."""
         for counts in (self.first, self.further):
             scale = min(1.0, most / counts[1])
             counts[0], counts[1] = scale * counts[0], scale * counts[1]

@@ -18,9 +18,9 @@ from transformers import DynamicCache
 from parallel_decode._claims import claim_of
 from parallel_decode.adapters.causal_lm.cache import Slots
 from parallel_decode.adapters.causal_lm.guidance import Guidance
+from parallel_decode.adapters.causal_lm.model_check import ModelCheck, Trust, hooked, settings
 from parallel_decode.adapters.causal_lm.prompt import Prompt
 from parallel_decode.adapters.causal_lm.reader import Reader
-from parallel_decode.adapters.causal_lm.trial import Trial, Trust, hooked, settings
 from parallel_decode.system import TriangularSystem
 from parallel_decode.tokens.choices import Choice, Greedy
 from parallel_decode.tokens.drafting import Drafting
@@ -51,8 +51,8 @@ class CausalLM(TriangularSystem):
         scores, logits: of the last pass, shape (B, W, V).
         reader: the model, its cache, and how many forwards there were.
         drafting: the texts, and the drafts beyond them.
-        trust: what the model cannot do, and why: a trial tells, which is made now if there was none.
-        trial: that one.
+        trust: what the model cannot do, and why: a check tells, which is made now if there was none.
+        model_check: that one.
 
     Raises:
         NotImplementedError: the model or its cache cannot be read in windows.
@@ -134,12 +134,12 @@ class CausalLM(TriangularSystem):
         return self.reader.slots
 
     @cached_property
-    def trial(self) -> Trial:
-        return Trial(self.model, self.prompt, self.extra, self.layout.padded)
+    def model_check(self) -> ModelCheck:
+        return ModelCheck(self.model, self.prompt, self.extra, self.layout.padded)
 
     @cached_property
     def trust(self) -> Trust:
-        found = self.trial.result()
+        found = self.model_check.result()
         return found._replace(no_rows=found.no_rows or self.limits.no_rows, until=self.limits.until)
 
     @property
@@ -159,7 +159,7 @@ class CausalLM(TriangularSystem):
 
     @property
     def in_step(self) -> bool:
-        """Whether rows have to stand at the same column whatever a trial says."""
+        """Whether rows have to stand at the same column whatever a check says."""
         return bool(self.slots.aligned or self.processors.lockstep or self.limits.no_rows)
 
     @property
@@ -169,13 +169,13 @@ class CausalLM(TriangularSystem):
     @cached_property
     def cost_key(self) -> Any:  # type: ignore[override]
         device = str(self.prompt.ids.device)
-        return type(self.model), self.trial.configuration, device, self.model.dtype, self.copies
+        return type(self.model), self.model_check.configuration, device, self.model.dtype, self.copies
 
     @property
     def identity(self) -> dict[str, str | int | float]:  # type: ignore[override]
         kind, config, device, dtype, copies = self.cost_key
         place = torch.cuda.get_device_name(self.prompt.ids.device) if self.prompt.ids.is_cuda else device
-        model = f"{kind.__module__}.{kind.__qualname__} {self.trial.fingerprint}"
+        model = f"{kind.__module__}.{kind.__qualname__} {self.model_check.fingerprint}"
         return {"model": model, "settings": config, "device": place, "dtype": str(dtype), "copies": copies}
 
     def initial(self) -> Tensor:

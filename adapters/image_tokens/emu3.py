@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parallel_decode.adapters.causal_lm.guidance import Guidance
-from parallel_decode.adapters.causal_lm.trial import hooked
+from parallel_decode.adapters.causal_lm.model_check import hooked
 from parallel_decode.adapters.image_tokens.model import ImageModel, Request, prompts
 
 # Ends of a row, of the frame, of the image; that of the text follows them.

@@ -56,8 +56,8 @@ class MetaBlock(Network):
         copied = text is not None and not known.shape[1]
         return replace(self.conditioned(text, known, angles, places), copied=copied)
 
-    def trial(self, dtype: torch.dtype | None) -> Condition:
-        """What decoding is tried with, see `changes`: a text of noise, without rotary positions."""
+    def for_check(self, dtype: torch.dtype | None) -> Condition:
+        """What decoding is checked with, see `changes`: a text of noise, without rotary positions."""
         like, text = self.proj_in.weight, None
         if self.sees_text:
             text = torch.randn(2, 3, self.txt_dim, generator=torch.Generator().manual_seed(1)).to(like)

@@ -21,7 +21,7 @@ Kind = TypeVar("Kind", bound=type[nn.Module])
 _FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {
     kind: kind.forward for kind in (nn.Linear, nn.Sequential, nn.ModuleList, nn.GELU, nn.Identity)
 }
-_POSITIONS = 8  # that changed modules are tried on
+_POSITIONS = 8  # that changed modules are checked on
 
 
 def built(kind: Kind) -> Kind:
@@ -103,7 +103,7 @@ def check_decodable(flow: "Flow") -> None:
 @torch.no_grad()
 def _decodes_as_forward(block: Any) -> bool:
     """Whether windows of one row give what a forward over two rows gives, on a few positions of noise."""
-    like, storage, given = next(block.parameters()), KeyValueStorage(), block.trial(None)
+    like, storage, given = next(block.parameters()), KeyValueStorage(), block.for_check(None)
     size = _POSITIONS if block.pos_embed is None else min(_POSITIONS, len(block.pos_embed))
     if size < 2:  # nothing is read
         return True
@@ -113,7 +113,7 @@ def _decodes_as_forward(block: Any) -> bool:
     x[0, prefix + middle :] *= 10
     reads = Reads(Window.full(size), size, prefix, device=like.device)
     whole = torch.stack(block.affine(reads.take(x), given, reads))[:, :1]
-    given, parts = block.trial(like.dtype).select(torch.zeros(1, dtype=torch.long, device=like.device)), []
+    given, parts = block.for_check(like.dtype).select(torch.zeros(1, dtype=torch.long, device=like.device)), []
     for positions in (range(middle), range(middle, size)):
         known = storage.claim(block, inputs=prefix + size)
         reads = Reads.of(Window(positions, positions.start), size, prefix, known, like.device)

@@ -99,8 +99,8 @@ class MetaBlock(nn.Module):
         layers = [Layer.of(layer, dtype) for layer in self.layers]
         return Weights(dtype, proj_in, proj_out, layers, pos_embed, condition)
 
-    def trial(self, dtype: torch.dtype | None) -> Weights:
-        """What decoding is tried with, see `changes`."""
+    def for_check(self, dtype: torch.dtype | None) -> Weights:
+        """What decoding is checked with, see `changes`."""
         return self.weights(None, dtype)
 
     def changed(self) -> bool:

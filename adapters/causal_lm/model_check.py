@@ -1,6 +1,6 @@
-"""A model is tried before it is trusted: whether windows over its cache give the scores of one token at a time.
+"""A model is checked before it is trusted: whether windows over its cache give the scores of one token at a time.
 
-The trial is four forwards over a few tokens of the user's own prompt, once for a model on a machine: other processes recall what it said. It may come in the
+The check is four forwards over a few tokens of the user's own prompt, once for a model on a machine: other processes recall what it said. It may come in the
 middle of a text. What a short prompt cannot show is read off the configuration.
 """
 
@@ -26,8 +26,8 @@ from parallel_decode.adapters.causal_lm.cache import Slots
 from parallel_decode.adapters.causal_lm.prompt import Prompt
 from parallel_decode.adapters.causal_lm.reader import Reader
 
-KIND = "trials"  # of what is kept for other processes
-TOKENS = 12  # of the trial's prompt
+KIND = "model_checks"  # of what is kept for other processes
+TOKENS = 12  # of the check's prompt
 BEHIND = 4  # columns by which one row is behind the other
 # Of the scores' standard deviation, by the type that is computed in.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.05}
@@ -47,7 +47,7 @@ class Trust(NamedTuple):
         no_windows: why it cannot read several tokens at once.
         no_rows: why it cannot read each row of a batch at a column of its own.
         until: the number of columns within which windows have to stay, if there is one; `no_rows` says why.
-        error: what a trial raised, where no window could be read at all; `no_windows` says so too.
+        error: what a check raised, where no window could be read at all; `no_windows` says so too.
     """
 
     no_windows: str = ""
@@ -56,7 +56,7 @@ class Trust(NamedTuple):
     error: Exception | None = None
 
     def or_refuse(self) -> "Trust":
-        """The same; raises what the trial raised."""
+        """The same; raises what the check raised."""
         if self.error is not None:
             raise self.error
         return self
@@ -103,11 +103,11 @@ def hooked(model: Any) -> bool:
     return any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
 
 
-_KNOWN: "weakref.WeakKeyDictionary[Any, dict[Any, Trust | None]]" = weakref.WeakKeyDictionary()  # None: nobody tried
+_KNOWN: "weakref.WeakKeyDictionary[Any, dict[Any, Trust | None]]" = weakref.WeakKeyDictionary()  # None: not checked
 
 
-class Trial:
-    """A trial of a model, made or to be made.
+class ModelCheck:
+    """A check of a model, made or to be made.
 
     Args:
         model: of transformers.
@@ -160,7 +160,7 @@ class Trial:
 
     @property
     def recalled(self) -> Trust | None:
-        """What a trial of the same model said before, in this process or another; None if there was none."""
+        """What a check of the same model said before, in this process or another; None if there was none."""
         known = _KNOWN.setdefault(self.model, {})
         if self._key not in known:
             known[self._key] = None if self._name is None else _recalled(self._name)
@@ -175,7 +175,7 @@ class Trial:
     def _make(self) -> Trust:
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices, enabled=self.model.training), _unchanged(self.model):
-            found = _try(self.model, self.prompt, self.extra, self.batch, self.padded)  # dropout draws
+            found = _check(self.model, self.prompt, self.extra, self.batch, self.padded)  # dropout draws
         if self._name is not None and not found.no_windows:  # that may come of broken weights
             _disk_cache.remember(KIND, self._name, found[:3])
         if found.error is None:
@@ -215,7 +215,7 @@ def _built_in(model: Any) -> bool:
 
 @cache
 def _source() -> str:
-    """A hash of what tries models."""
+    """A hash of what checks models."""
     files = sorted(Path(__file__).parent.glob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
@@ -228,7 +228,7 @@ def _recalled(name: str) -> Trust | None:
 
 
 @torch.no_grad()
-def _try(model: Any, prompt: Prompt, extra: dict[str, Any], batch: int, padded: bool) -> Trust:
+def _check(model: Any, prompt: Prompt, extra: dict[str, Any], batch: int, padded: bool) -> Trust:
     name, close = type(model).__name__, partial(_close, dtype=_computes_in(model))
     tokens = _tokens(model, prompt)
     columns, device = len(tokens), prompt.ids.device
