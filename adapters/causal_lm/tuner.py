@@ -16,7 +16,7 @@ MARGIN = 1.1  # what a window has to promise over a single token: what is expect
 OPENING = 4  # passes of a run that read single tokens, where windows live on predictions: they gain nothing yet, and this tells what single ones cost now
 PROMISED = 0.3  # of what windows promise to save, as long as they may not be tried: is lent to them
 KEEPS = 0.9  # of the best rate, down to which a width is kept
-CHECK = 9.0  # passes of single tokens that windows have to promise before the model is checked, which takes six or seven
+CHECK = 9.0  # single tokens that windows have to promise to save before the model is checked, which takes six or seven
 NOTHING = 4  # passes without any saving that are added to those of a run, so that a lucky beginning proves little
 
 
