@@ -48,6 +48,6 @@ class Allowance:
         """A run is over: what it gained or lost counts from here on."""
         self.lost, self._gained = max(0.0, self.lost - self._gained), 0.0
 
-    def restore(self, left: float, lost: float) -> None:
+    def restore(self, left: float, lost: float = 0.0) -> None:
         """Begin with what another process left."""
         self.left, self.lost = max(min(left, self.most), -self.most), min(max(lost, 0.0), self.most)

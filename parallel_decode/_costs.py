@@ -138,7 +138,7 @@ class Costs:
 
     def restore(self, single: Measured, windows: Sequence[Measured], left: float) -> None:
         """Begin with what another process measured, which is how sizes compare, and with what it left of the allowance. How fast all of it is tells the first pass."""
-        self.allowance.restore(left, lost=0.0)
+        self.allowance.restore(left)
         self.single.restore(single)
         for corrected in (False, True):
             self.windows[corrected].restore(windows[corrected])

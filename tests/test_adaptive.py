@@ -248,7 +248,7 @@ def singles(made: Tuner) -> int:
     return 100
 
 
-def test_a_model_is_tried_where_that_can_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_checked_where_that_can_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "CHECK", 12.0)
     first, later, never = untried(1), untried(1, runs=4), untried(0)
     assert 1 == singles(later) < singles(first) < 100 == singles(never), "the first pass tells whether it can be read"
@@ -262,7 +262,7 @@ def test_a_model_is_tried_where_that_can_pay(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     "result", [Trust(no_windows="it cannot"), Trust("it cannot", error=NotImplementedError("it cannot"))]
 )
-def test_what_a_trial_finds_in_the_middle_of_a_text(result: Trust) -> None:
+def test_what_a_check_finds_in_the_middle_of_a_text(result: Trust) -> None:
     made = untried(1, runs=100, result=result)
     with pytest.warns(UserWarning, match="it cannot: tokens are decoded one by one"):
         assert singles(made) == 100

@@ -127,18 +127,18 @@ def test_any_model_has_a_fingerprint() -> None:
     assert fingerprint(model()) == fingerprint(model())
 
 
-def test_another_process_recalls_a_trial(forwards: list[Any]) -> None:
+def test_another_process_recalls_a_check(forwards: list[Any]) -> None:
     found = checked(model())
     assert checked(model()) == found == model_check.Trust() and len(forwards) == 1
 
 
-def test_what_a_trial_found_wrong_is_recalled_too(forwards: list[Any]) -> None:
+def test_what_a_check_found_wrong_is_recalled_too(forwards: list[Any]) -> None:
     mpt: Any = transformers.MptForCausalLM(transformers.MptConfig(d_model=32, n_heads=4, n_layers=2, vocab_size=64))
     first, again = checked(mpt.eval()), checked(mpt)
     assert first == again and first.no_rows and len(forwards) == 1
 
 
-def test_whatever_could_change_the_answer_is_tried_anew(forwards: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whatever_could_change_the_answer_is_checked_anew(forwards: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of these is another model as far as a check goes."""
 
     def patched(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -263,7 +263,7 @@ def test_rotary_embeddings_that_change_with_the_length(kind: str, batch: int) ->
     assert torch.equal(found, truth)
 
 
-def test_distances_in_columns_of_the_cache_beyond_the_trial() -> None:
+def test_distances_in_columns_of_the_cache_beyond_the_check() -> None:
     """GPT-Neo's local attention counts slots of the cache: a prompt longer than the check's shows it."""
     torch.manual_seed(0)
     kinds = [[["local"], 2]]
@@ -601,16 +601,16 @@ class Remembers(hf.LlamaForCausalLM):  # type: ignore[misc]
 
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_trial_in_the_middle_of_a_text_leaves_no_trace(
+def test_a_check_in_the_middle_of_a_text_leaves_no_trace(
     batch: int, in_place: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It puts back what forwards set; models that may hide what they keep are tried before the first token."""
+    """It puts back what forwards set; models that may hide what they keep are checked before the first token."""
     monkeypatch.setattr(tuner, "CHECK", 0.0)
     if not in_place:
         monkeypatch.setattr(model_check, "OWN", (*model_check.OWN, "tests."))
     monkeypatch.setattr(adaptive, "_MEMORIES", {})
-    tries = MagicMock(side_effect=model_check._check)
-    monkeypatch.setattr(model_check, "_check", tries)
+    checks = MagicMock(side_effect=model_check._check)
+    monkeypatch.setattr(model_check, "_check", checks)
     model = Remembers(make("Llama").config).eval()
     model.in_place = in_place
     options = {**prompts(batch), "do_sample": False, "max_new_tokens": 60, "pad_token_id": PAD}
@@ -620,11 +620,11 @@ def test_a_trial_in_the_middle_of_a_text_leaves_no_trace(
         return next((whole[len(text) : len(text) + most] for whole in texts if whole[: len(text)] == text), [])
 
     expected, found = both(model, options, guess=right)
-    assert torch.equal(expected, found) and tries.call_count == 1
+    assert torch.equal(expected, found) and checks.call_count == 1
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError(""), NotImplementedError("it cannot")])
-def test_a_trial_that_fails_in_the_middle_of_a_text_loses_nothing(
+def test_a_check_that_fails_in_the_middle_of_a_text_loses_nothing(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tuner, "CHECK", 0.0)
@@ -647,13 +647,13 @@ def test_a_trial_that_fails_in_the_middle_of_a_text_loses_nothing(
         both(model, options | ends, schedule=pd.Sliding(4))
 
 
-def test_rows_that_have_to_go_in_step_are_known_before_a_trial() -> None:
+def test_rows_that_have_to_go_in_step_are_known_before_a_check() -> None:
     for name in ("Mistral", "Llama"):
         system = CausalLM(make(name), prompts(3)["input_ids"], 400)
         assert system.in_step == (name == "Mistral") and "trust" not in vars(system)
 
 
-def test_a_forward_replaced_after_the_trial() -> None:
+def test_a_forward_replaced_after_the_check() -> None:
     model = make("Llama")
     same(model, 1)
     part = model.model.layers[0].mlp
@@ -716,7 +716,7 @@ def test_caches_that_do_not_fit_are_refused() -> None:
         model.generate(ids, **more, guess=lambda text, most: [99])
 
 
-def test_mixed_precision_is_tried_as_it_computes() -> None:
+def test_mixed_precision_is_checked_as_it_computes() -> None:
     model = make("Llama")
     options = {**prompts(1), "do_sample": False, "max_new_tokens": 8, "pad_token_id": PAD}
     with torch.autocast("cpu", torch.bfloat16):

@@ -453,7 +453,7 @@ def test_changed_modules_in_low_precision(dtype: torch.dtype) -> None:
         assert isinstance(got, Tensor) and (got - expected).abs().max() < 0.1 * expected.abs().max()
 
 
-def test_flows_as_they_were_built_need_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flows_as_they_were_built_need_no_check(monkeypatch: pytest.MonkeyPatch) -> None:
     made = digits()
     monkeypatch.setattr("parallel_decode.adapters.tarflow.changes._decodes_as_forward", None)
     check_decodable(made)

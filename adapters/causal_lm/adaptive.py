@@ -23,11 +23,12 @@ class Adaptive(Schedule):
 
     What a pass costs by its width is measured as it runs, and how often drafts of each kind come true is counted (the first token, and each further one
     given those before it; the first also where single tokens are read); both are remembered, and kept for other processes as by `Auto`. Windows that turn out
-    to lose are given up: what may be lost is two passes (of short texts one for 64 tokens), half a percent of all, and three tenths of what drafts
-    promised to save while no more could be lost, by those that came true so far, until earlier runs lost an eighth of a text by that, or 16 passes (where windows live on the predictions of earlier passes, as of image tokens, 16 passes and 2%).
+    to lose are given up. What may be lost is two passes (of short texts one for 64 tokens) and half a percent of all; and, while no more may be lost, three
+    tenths of what drafts promise to save, by those that came true so far, until earlier runs have lost an eighth of a text by that, 16 passes at most.
+    (Where windows live on the predictions of earlier passes, as of image tokens, 16 passes and 2%.)
 
-    A model that was never checked is checked, behind its first pass, once windows promise to save what that takes, in this run or in as many as there have been; one that fails is
-    read token by token, with a warning. A model with hooks or modules of its own is checked before its first token: nobody knows what they keep of a text.
+    A model that was never checked is checked, behind its first pass, once windows promise to save half as much again as that takes, in this run or in as many
+    as there have been; one that fails is read token by token, with a warning. A model with hooks or modules of its own is checked before its first token: nobody knows what they keep of a text.
 
     Attributes:
         most: the widest window.

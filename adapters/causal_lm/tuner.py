@@ -122,7 +122,7 @@ class Tuner:
         if kinds in self.dull and not spread:
             return 1
         apart = self.per_row and spread > 0
-        again = 0 if self.apart or not apart else spread  # columns that the rows ahead would have to read again
+        again = spread if apart and not self.apart else 0  # columns that the rows ahead would have to read again
         owed = self._keep_lead(max(left.values()), distance, again) if apart else 0.0
         if not costs.ready or self._opening(left):
             return 1
